@@ -1,0 +1,243 @@
+"""A BGE-M3 checkpoint, from the hub or a folder, loaded and checked."""
+
+import pickle
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import torch
+from safetensors import SafetensorError
+from tokenizers import Tokenizer
+from transformers import AutoConfig, AutoTokenizer, XLMRobertaConfig, XLMRobertaModel
+from transformers.utils import logging
+
+from bgem3.runtime.artifact import ModelSpec, sha256_of
+
+SMALL_FILES = ("*.json", "sparse_linear.pt", "colbert_linear.pt")
+HEADS = ("sparse_linear", "colbert_linear")
+
+
+class CheckpointError(ValueError):
+    """The checkpoint is missing, incomplete, damaged, or not of BGE-M3's form."""
+
+
+class BGEM3Torch(torch.nn.Module):
+    """The checkpoint as PyTorch modules in float32: the source of the weights and of the reference outputs."""
+
+    def __init__(
+        self, backbone: XLMRobertaModel, sparse_linear: torch.nn.Linear, colbert_linear: torch.nn.Linear
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.sparse_linear = sparse_linear
+        self.colbert_linear = colbert_linear
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A loaded checkpoint.
+
+    Attributes
+    ----------
+    folder : where its files are
+    model : the float32 modules, in evaluation mode
+    tokenizer : the transformers tokenizer over the checkpoint's tokenizer.json
+    spec : dimensions and special ids
+    source : what it was loaded from: id, revision, and the SHA-256 of each file used
+    """
+
+    folder: Path
+    model: BGEM3Torch
+    tokenizer: Any
+    spec: ModelSpec
+    source: dict[str, Any]
+
+
+def find_checkpoint(source: str | Path, cache_dir: str | Path | None = None) -> Path:
+    """Return the local folder of a checkpoint, downloading it from the hub if it is not a folder.
+
+    Raises
+    ------
+    CheckpointError
+        If it is neither a folder nor a model on the hub (or in the hub's local cache, when offline).
+    """
+    if Path(source).is_dir():
+        return Path(source)
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
+        raise CheckpointError(
+            f"{source} is neither a folder nor a hub id of the form owner/name; check the path, or use 'BAAI/bge-m3'"
+        )
+
+    def download(*patterns: str) -> Path:
+        try:
+            return Path(
+                huggingface_hub.snapshot_download(
+                    str(source), allow_patterns=[*SMALL_FILES, *patterns], ignore_patterns=["*/*"], cache_dir=cache_dir
+                )
+            )
+        except (OSError, huggingface_hub.errors.HFValidationError) as error:
+            raise CheckpointError(
+                f"cannot download {source} from the hub ({error}); check the id and the network, or give the "
+                "checkpoint's local folder"
+            ) from error
+
+    folder = download("model*.safetensors")
+    return folder if any(folder.glob("model*.safetensors")) else download("pytorch_model*.bin")
+
+
+def load_checkpoint(source: str | Path, cache_dir: str | Path | None = None) -> Checkpoint:
+    """Load a checkpoint in float32 and check it whole.
+
+    Parameters
+    ----------
+    source : a hub id such as "BAAI/bge-m3", or a folder with config.json, tokenizer.json, the backbone
+        (safetensors, or .bin read with ``weights_only=True``), sparse_linear.pt and colbert_linear.pt
+    cache_dir : the hub's download cache, None for its default
+
+    Raises
+    ------
+    CheckpointError
+        If a file is missing or unreadable, a tensor is missing, of the wrong shape or not finite, or the
+        model is not an XLM-RoBERTa encoder with BGE-M3's settings.
+    """
+    folder = find_checkpoint(source, cache_dir)
+    _check_files(folder, source)
+    config = AutoConfig.from_pretrained(folder)
+    _check_config(config, folder)
+    backbone = _load_backbone(folder, config)
+    sparse_linear = _load_head(folder / "sparse_linear.pt", config.hidden_size, n_outputs=1)
+    colbert_linear = _load_head(folder / "colbert_linear.pt", config.hidden_size)
+    model = BGEM3Torch(backbone, sparse_linear, colbert_linear).eval().requires_grad_(False)
+    for name, tensor in model.state_dict().items():
+        if not torch.isfinite(tensor).all():
+            raise CheckpointError(f"{folder}: tensor {name} holds NaN or infinity; get the checkpoint again")
+    tokenizer = _load_tokenizer(folder)
+    spec = ModelSpec(
+        hidden_size=config.hidden_size,
+        n_layers=config.num_hidden_layers,
+        n_heads=config.num_attention_heads,
+        intermediate_size=config.intermediate_size,
+        vocab_size=config.vocab_size,
+        multivector_size=colbert_linear.out_features,
+        max_length=config.max_position_embeddings - config.pad_token_id - 1,
+        layer_norm_eps=config.layer_norm_eps,
+        **_special_ids(folder, tokenizer, config),
+    )
+    return Checkpoint(folder=folder, model=model, tokenizer=tokenizer, spec=spec, source=_source(source, folder))
+
+
+def used_files(folder: Path) -> list[Path]:
+    """List the checkpoint's files that decide what is exported, safetensors before .bin."""
+    weights = sorted(folder.glob("model*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
+    return [folder / "config.json", folder / "tokenizer.json", *(folder / f"{head}.pt" for head in HEADS), *weights]
+
+
+def _check_files(folder: Path, source: str | Path) -> None:
+    missing = [path.name for path in used_files(folder) if not path.is_file()]
+    if any(path.stem in HEADS for path in map(Path, missing)):
+        raise CheckpointError(
+            f"{source} has no {' and no '.join(missing)}: without its trained heads a BGE-M3 checkpoint gives random "
+            "sparse weights and multi-vectors; use a checkpoint that has both, such as 'BAAI/bge-m3'"
+        )
+    if missing:
+        raise CheckpointError(f"{source} has no {' and no '.join(missing)}; is it a BGE-M3 checkpoint?")
+    if len(used_files(folder)) == len(HEADS) + 2:
+        raise CheckpointError(f"{source} has no model.safetensors and no pytorch_model.bin; get the whole checkpoint")
+
+
+def _check_config(config: Any, folder: Path) -> None:
+    expected = {"model_type": "xlm-roberta", "hidden_act": "gelu", "position_embedding_type": "absolute"}
+    for name, value in expected.items():
+        if getattr(config, name, value) != value:
+            raise CheckpointError(
+                f"{folder / 'config.json'}: {name} is {getattr(config, name)!r}, expected {value!r}; "
+                "only XLM-RoBERTa encoders, as BGE-M3 is one, can be exported"
+            )
+
+
+def _load_backbone(folder: Path, config: XLMRobertaConfig) -> XLMRobertaModel:
+    try:
+        model, report = XLMRobertaModel.from_pretrained(
+            folder,
+            config=config,
+            add_pooling_layer=False,
+            dtype=torch.float32,
+            weights_only=True,
+            ignore_mismatched_sizes=True,  # reported below, with names and shapes
+            output_loading_info=True,
+        )
+    except (OSError, SafetensorError, pickle.UnpicklingError, ValueError, RuntimeError, EOFError) as error:
+        raise CheckpointError(f"cannot read the weights in {folder} ({error}); get the checkpoint again") from error
+    if report["mismatched_keys"]:
+        name, found, expected = next(iter(report["mismatched_keys"]))
+        raise CheckpointError(
+            f"{folder}: tensor {name} has shape {tuple(found)}, config.json asks for {tuple(expected)}; "
+            "the weights and config.json are not of one checkpoint"
+        )
+    if report["missing_keys"]:
+        raise CheckpointError(
+            f"{folder}: {len(report['missing_keys'])} tensors are missing, such as {min(report['missing_keys'])}; "
+            "get the checkpoint again"
+        )
+    return model
+
+
+def _load_head(path: Path, n_inputs: int, n_outputs: int | None = None) -> torch.nn.Linear:
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        weight, bias = state["weight"].float(), state["bias"].float()
+    except (OSError, pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"cannot read {path} as the weight and bias of a linear layer ({error!r:.200}); get the checkpoint again"
+        ) from error
+    n_outputs = n_outputs or len(weight)
+    if weight.shape != (n_outputs, n_inputs) or bias.shape != (n_outputs,):
+        raise CheckpointError(
+            f"{path} has weight {tuple(weight.shape)} and bias {tuple(bias.shape)}, "
+            f"expected {(n_outputs, n_inputs)} and {(n_outputs,)}"
+        )
+    head = torch.nn.Linear(n_inputs, n_outputs)
+    head.load_state_dict({"weight": weight, "bias": bias})
+    return head
+
+
+def _load_tokenizer(folder: Path) -> Any:
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # it warns of a "regex pattern" of another model family at every large vocabulary
+    try:
+        return AutoTokenizer.from_pretrained(folder)
+    finally:
+        logging.set_verbosity(verbosity)
+
+
+def _special_ids(folder: Path, tokenizer: Any, config: Any) -> dict[str, int]:
+    ids = {
+        f"{role}_id": getattr(tokenizer, f"{name}_token_id")
+        for role, name in (("cls", "cls"), ("pad", "pad"), ("eos", "eos"), ("unk", "unk"))
+    }
+    if None in ids.values():
+        raise CheckpointError(f"{folder}: the tokenizer lacks a special token (found {ids}); get the checkpoint again")
+    if ids["pad_id"] != config.pad_token_id:
+        raise CheckpointError(
+            f"{folder}: the tokenizer's pad id is {ids['pad_id']}, config.json's is {config.pad_token_id}; "
+            "positions depend on it, so the two must agree"
+        )
+    raw = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    if raw.encode("").ids != [ids["cls_id"], ids["eos_id"]]:
+        raise CheckpointError(f"{folder / 'tokenizer.json'} does not put CLS before and EOS after a text")
+    if raw.get_vocab_size() > config.vocab_size:
+        raise CheckpointError(
+            f"{folder / 'tokenizer.json'} has {raw.get_vocab_size()} tokens, the model embeds {config.vocab_size}"
+        )
+    return ids
+
+
+def _source(source: str | Path, folder: Path) -> dict[str, Any]:
+    is_hub_id = not Path(source).is_dir()
+    return {
+        "id": str(source) if is_hub_id else folder.resolve().name,
+        "revision": folder.name if is_hub_id else None,  # a hub snapshot's folder is named after its commit
+        "files": {path.name: sha256_of(path) for path in used_files(folder)},
+    }

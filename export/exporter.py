@@ -1,0 +1,184 @@
+"""export_model: a checkpoint becomes an artifact folder, whole or not at all."""
+
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+from tqdm import tqdm
+
+from bgem3.export.checkpoint import Checkpoint, load_checkpoint
+from bgem3.export.graph import build_cpu_graph
+check_portable=export_portable=None
+from bgem3.export.reference import parity_texts, reference_outputs
+from bgem3.export.weights import WeightsFile, encoder_tensors
+from bgem3.runtime.artifact import FORMAT_VERSION, MANIFEST, PRECISIONS, is_artifact, sha256_of
+from bgem3.runtime.model import BGEM3Model
+from bgem3.runtime.parity import REFERENCE_FILE, Reference, check_parity
+
+DTYPES: dict[str, type[np.float16] | type[np.float32]] = {"fp16": np.float16, "fp32": np.float32}
+LIBRARIES = ("bgem3", "numpy", "onnx", "optimum-onnx", "tokenizers", "torch", "transformers")
+
+
+def export_model(
+    source: str | Path,
+    target: str | Path,
+    precisions: Sequence[str] = ("fp16",),
+    *,
+    portable: bool = False,
+    overwrite: bool = False,
+    show_progress: bool = False,
+    cache_dir: str | Path | None = None,
+) -> dict[str, Any]:
+    """Export a BGE-M3 checkpoint to an artifact folder and verify it.
+
+    The folder is written beside ``target`` under a hidden name, compared with the checkpoint's own PyTorch
+    outputs, and renamed whole; whatever stops the export, ``target`` is left as it was.
+
+    Parameters
+    ----------
+    source : hub id ("BAAI/bge-m3") or checkpoint folder
+    target : the artifact folder to make
+    precisions : stored precisions, any of "fp16" and "fp32"
+    portable : also write portable/model.onnx, in standard ONNX operators with padded inputs, fp32
+    overwrite : replace ``target`` if it is an artifact folder already
+    show_progress : show progress bars on standard error
+    cache_dir : the hub's download cache, None for its default
+
+    Returns
+    -------
+    The manifest as a dict; ``["parity"]`` is the report of the verification, by graph.
+
+    Raises
+    ------
+    CheckpointError
+        If the checkpoint is incomplete or damaged.
+    FileExistsError
+        If ``target`` exists and may not be replaced.
+    ValueError
+        If a precision is unknown.
+    OverflowError
+        If a weight does not fit the stored precision.
+    ParityError
+        If an exported graph is further from the checkpoint than its precision allows.
+    OSError
+        If the disk is full or not writable.
+    """
+    precisions = _check_precisions(precisions, portable)
+    target = Path(target)
+    _check_target(target, overwrite)
+    checkpoint = load_checkpoint(source, cache_dir)
+    with _new_folder(target) as folder:
+        shutil.copyfile(checkpoint.folder / "tokenizer.json", folder / "tokenizer.json")
+        graphs = [_write_precision(checkpoint, folder, precision, show_progress) for precision in precisions]
+        if portable:
+            (folder / "portable").mkdir()
+            export_portable(checkpoint.model, folder / "portable")
+        reference = reference_outputs(checkpoint, parity_texts(checkpoint), show_progress=show_progress)
+        reference.save(folder)
+        manifest = _manifest(checkpoint, folder, graphs)
+        del checkpoint  # its float32 weights, before the sessions take their own
+        _write_manifest(folder, manifest)
+        manifest["parity"] = _verify(folder, graphs, portable, reference, show_progress)
+        _write_manifest(folder, manifest)
+    return manifest
+
+
+def _check_precisions(precisions: Sequence[str], portable: bool) -> tuple[str, ...]:
+    wanted = (precisions,) if isinstance(precisions, str) else tuple(dict.fromkeys(precisions))
+    unknown = [precision for precision in wanted if precision not in PRECISIONS]
+    if unknown or not (wanted or portable):
+        raise ValueError(f"precisions must be one or more of {PRECISIONS}, found {precisions!r}")
+    return wanted
+
+
+def _check_target(target: Path, overwrite: bool) -> None:
+    if not os.path.lexists(target):
+        return
+    if not overwrite:
+        raise FileExistsError(f"{target} exists; choose another folder, or overwrite it (overwrite=True, --overwrite)")
+    if not is_artifact(target):
+        raise FileExistsError(f"{target} is not an artifact folder, so it is not overwritten; choose another folder")
+
+
+@contextmanager
+def _new_folder(target: Path) -> Iterator[Path]:
+    """Give a temporary folder beside the target and rename it to the target, or remove it if anything fails."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    folder = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}.partial"
+    folder.mkdir()
+    try:
+        yield folder
+        if target.exists():
+            replaced = folder.with_suffix(".replaced")
+            target.rename(replaced)
+            folder.rename(target)
+            shutil.rmtree(replaced)
+        else:
+            folder.rename(target)
+    except OSError as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        free = shutil.disk_usage(target.parent).free / 1e9
+        raise OSError(
+            error.errno, f"writing {target} failed: {error.strerror} ({free:.1f} GB free); nothing was kept"
+        ) from error
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def _write_precision(
+    checkpoint: Checkpoint, folder: Path, precision: str, show_progress: bool
+) -> dict[str, str]:
+    (folder / precision).mkdir()
+    n_tensors = sum(1 for _ in encoder_tensors(checkpoint.model))
+    with WeightsFile(folder / precision / "weights.bin", DTYPES[precision]) as weights:
+        tensors = encoder_tensors(checkpoint.model)
+        for name, values in tqdm(
+            tensors, desc=f"{precision} weights", total=n_tensors, unit="tensor", disable=not show_progress
+        ):
+            weights.write(name, values)
+    path = folder / precision / "cpu.onnx"
+    onnx.save(build_cpu_graph(checkpoint.spec, weights), path)
+    onnx.checker.check_model(path)
+    return {"precision": precision, "device": "cpu", "file": f"{precision}/cpu.onnx"}
+
+
+def _manifest(checkpoint: Checkpoint, folder: Path, graphs: list[dict[str, str]]) -> dict[str, Any]:
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {
+        "format_version": FORMAT_VERSION,
+        "model": vars(checkpoint.spec),
+        "source": checkpoint.source,
+        "graphs": graphs,
+        "files": {
+            path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": sha256_of(path)}
+            for path in paths
+        },
+        "versions": {name: version(name) for name in LIBRARIES} | {"onnxruntime": onnxruntime.__version__},
+    }
+
+
+def _write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
+    text = json.dumps(manifest, indent=2, ensure_ascii=False)
+    (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
+
+
+def _verify(
+    folder: Path, graphs: list[dict[str, str]], portable: bool, reference: Reference, show_progress: bool
+) -> dict[str, Any]:
+    parity = {}
+    for graph in graphs:
+        with BGEM3Model.load(folder, device=graph["device"], precision=graph["precision"]) as model:
+            parity[graph["file"]] = check_parity(model, reference, show_progress=show_progress)
+    if portable:
+        parity["portable/model.onnx"] = check_portable(folder, reference)
+    return parity

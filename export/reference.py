@@ -1,0 +1,98 @@
+"""The checkpoint's own outputs in PyTorch, one text at a time: what every artifact is compared with."""
+
+import numpy as np
+import torch
+from scipy.sparse import csr_array
+from torch.nn.functional import normalize
+from tqdm import tqdm
+
+from bgem3.export.checkpoint import BGEM3Torch, Checkpoint
+from bgem3.runtime.parity import Reference
+
+VECTORS_PER_TEXT = 64  # multi-vectors kept per text, evenly spaced: 8 MB for BGE-M3, not 60
+
+
+def reference_outputs(checkpoint: Checkpoint, texts: list[str], *, show_progress: bool = False) -> Reference:
+    """Encode texts with the checkpoint in float32, each alone and without padding."""
+    spec = checkpoint.spec
+    n_tokens, dense, sparse, multivector, multivector_rows = [], [], [], [], []
+    n_vectors = 0
+    for text in tqdm(texts, desc="reference", unit="text", disable=not show_progress):
+        encoded = checkpoint.tokenizer(text, truncation=True, max_length=spec.max_length)
+        token_ids = encoded["input_ids"]
+        states = last_states(checkpoint.model, token_ids)  # (T, D)
+        vectors = normalize(checkpoint.model.colbert_linear(states[1:]), dim=-1).numpy()
+        rows = np.unique(np.linspace(0, len(vectors) - 1, VECTORS_PER_TEXT).astype(np.int64))
+        n_tokens.append(len(token_ids))
+        dense.append(normalize(states[0], dim=-1).numpy())
+        sparse.append(_lexical_weights(checkpoint, token_ids, states))
+        multivector.append(vectors[rows])
+        multivector_rows.append(n_vectors + rows)
+        n_vectors += len(vectors)
+    return Reference(
+        texts=texts,
+        n_tokens=np.array(n_tokens, np.int32),
+        dense=np.stack(dense),
+        sparse=_matrix(sparse, spec.vocab_size),
+        multivector=np.concatenate(multivector),
+        multivector_rows=np.concatenate(multivector_rows),
+    )
+
+
+def last_states(model: BGEM3Torch, token_ids: list[int]) -> torch.Tensor:
+    """Return the last hidden state of one text, (T, D) float32."""
+    ids = torch.tensor([token_ids])
+    with torch.inference_mode():
+        return model.backbone(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state[0]
+
+
+def _lexical_weights(checkpoint: Checkpoint, token_ids: list[int], states: torch.Tensor) -> dict[int, float]:
+    spec = checkpoint.spec
+    weights: dict[int, float] = {}
+    token_weights = torch.relu(checkpoint.model.sparse_linear(states)).squeeze(-1).tolist()
+    for token_id, weight in zip(token_ids, token_weights, strict=True):
+        if weight > 0 and token_id not in (spec.cls_id, spec.pad_id, spec.eos_id, spec.unk_id):
+            weights[token_id] = max(weight, weights.get(token_id, 0.0))
+    return weights
+
+
+def _matrix(rows: list[dict[int, float]], n_columns: int) -> csr_array:
+    indptr = np.cumsum([0] + [len(row) for row in rows])
+    indices = [token_id for row in rows for token_id in row]
+    values = np.array([weight for row in rows for weight in row.values()], np.float32)
+    return csr_array((values, indices, indptr), shape=(len(rows), n_columns))
+
+
+SENTENCES = (
+    "What is BGE M3?",
+    "BM25 is a bag-of-words retrieval function that ranks documents by the query terms they contain.",
+    "Der schnelle Zug fährt über die Brücke, während es regnet.",
+    "El mercado abre temprano y cierra cuando cae la noche.",
+    "La bibliothèque prête des livres à tous les élèves du quartier.",
+    "Поезд прибывает на вокзал ровно в полночь.",
+    "Η θάλασσα ήταν ήρεμη εκείνο το πρωί.",
+    "تفتح المكتبة أبوابها في الصباح الباكر كل يوم.",
+    "הספרייה פתוחה לקהל גם בערב.",
+    "नदी के किनारे एक छोटा सा गाँव बसा है।",
+    "ฝนตกหนักมาตั้งแต่เช้าวันนี้",
+    "图书馆每天早上八点开门，晚上九点关门。",
+    "図書館は朝八時に開き、夜九時に閉まります。",
+    "도서관은 아침 여덟 시에 문을 엽니다.",
+    "Thư viện mở cửa từ sáng sớm đến tối muộn.",
+    "ნაპირზე ძველი ნავი დგას.",
+    "The same word, the same word, the same word.",
+    "price: 1,234.56 € (−7 %) at 09:30; e-mail a.b+c@example.org",
+    "A <mask> in the text, a </s> too, and <pad> and <unk>.",
+    "naïve café\u0301 — 👩‍🚀🚀 ﬁne ①",
+)
+
+
+def parity_texts(checkpoint: Checkpoint) -> list[str]:
+    """Return the built-in texts: empty, one character, many scripts, and long ones up to truncation."""
+    block = " ".join(SENTENCES)
+    n_block = len(checkpoint.tokenizer(block)["input_ids"])
+    limit = checkpoint.spec.max_length
+    lengths = [n for n in (64, 300, 1000) if n < limit]
+    long = [" ".join([block] * (n // n_block + 2))[: len(block) * n // n_block] for n in lengths]
+    beyond = " ".join([block] * (limit // n_block + 2))
+    return ["", " ", "a", *SENTENCES, *long, beyond]

@@ -1,0 +1,99 @@
+"""The weights file that all graphs of one precision share (ONNX external data)."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+
+from bgem3.export.checkpoint import BGEM3Torch
+
+ALIGNMENT = 64  # bytes; lets ONNX Runtime map the tensors and use aligned vector loads
+
+
+class WeightsFile:
+    """Writes tensors one after another into one file and remembers where each one lies.
+
+    Use as a context manager around the writing; :meth:`initializer` works afterwards too.
+
+    Parameters
+    ----------
+    path : the file to write; graphs beside it refer to it by its name
+    dtype : float16 or float32, the stored precision
+    """
+
+    def __init__(self, path: Path, dtype: type[np.float16] | type[np.float32]) -> None:
+        self.dtype = np.dtype(dtype)
+        self._path = path
+        self._file = path.open("wb")
+        self._tensors: dict[str, onnx.TensorProto] = {}
+
+    def write(self, name: str, values: NDArray[np.float32]) -> None:
+        """Append one tensor, cast to the stored precision.
+
+        Raises
+        ------
+        OverflowError
+            If a value is too large for the stored precision.
+        """
+        with np.errstate(over="ignore"):  # checked on the next line, with the tensor's name
+            stored = np.ascontiguousarray(values, dtype=self.dtype)
+        if not np.isfinite(stored).all():
+            raise OverflowError(
+                f"weight {name!r} reaches {np.abs(values).max():.4g}, beyond the largest {self.dtype} number "
+                f"({np.finfo(self.dtype).max}); export with precisions=('fp32',)"
+            )
+        self._file.write(b"\0" * (-self._file.tell() % ALIGNMENT))
+        tensor = onnx.TensorProto(
+            name=name,
+            data_type=onnx.helper.np_dtype_to_tensor_dtype(self.dtype),
+            dims=stored.shape,
+            data_location=onnx.TensorProto.EXTERNAL,
+        )
+        for key, value in (
+            ("location", self._path.name),
+            ("offset", self._file.tell()),
+            ("length", stored.nbytes),
+        ):
+            tensor.external_data.add(key=key, value=str(value))
+        self._file.write(stored.data)
+        self._tensors[name] = tensor
+
+    def initializer(self, name: str) -> onnx.TensorProto:
+        """Return the initializer that refers to a written tensor."""
+        return self._tensors[name]
+
+    def __enter__(self) -> "WeightsFile":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+
+def encoder_tensors(model: BGEM3Torch) -> Iterator[tuple[str, NDArray[np.float32]]]:
+    """Yield the tensors that the graphs use, by the graphs' names; linear weights as (in, out)."""
+    embeddings = model.backbone.embeddings
+    yield "embeddings.word", embeddings.word_embeddings.weight.numpy()
+    yield "embeddings.position", embeddings.position_embeddings.weight.numpy()
+    yield "embeddings.type", embeddings.token_type_embeddings.weight[0].numpy()  # XLM-R has one type
+    modules: dict[str, torch.nn.Module] = {"embeddings.norm": embeddings.LayerNorm}
+    for i, layer in enumerate(model.backbone.encoder.layer):
+        modules |= {
+            f"layer.{i}.query": layer.attention.self.query,
+            f"layer.{i}.key": layer.attention.self.key,
+            f"layer.{i}.value": layer.attention.self.value,
+            f"layer.{i}.attention_output": layer.attention.output.dense,
+            f"layer.{i}.attention_norm": layer.attention.output.LayerNorm,
+            f"layer.{i}.intermediate": layer.intermediate.dense,
+            f"layer.{i}.output": layer.output.dense,
+            f"layer.{i}.output_norm": layer.output.LayerNorm,
+        }
+    modules |= {"sparse": model.sparse_linear, "multivector": model.colbert_linear}
+    for name, module in modules.items():
+        for parameter, tensor in module.state_dict().items():
+            yield f"{name}.{parameter}", tensor.numpy().T

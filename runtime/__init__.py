@@ -1,0 +1,8 @@
+"""BGE-M3 at run time: texts in, three kinds of embeddings and four scores out, with no torch."""
+
+from bgem3.runtime.artifact import ArtifactError
+from bgem3.runtime.flag import BGEM3FlagModel
+from bgem3.runtime.model import BGEM3Model
+from bgem3.scoring import Embeddings, Scores
+
+__all__ = ["ArtifactError", "BGEM3FlagModel", "BGEM3Model", "Embeddings", "Scores"]

@@ -1,0 +1,245 @@
+"""BGEM3Model: an artifact folder opened for encoding and scoring."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from types import TracebackType
+
+from tqdm import tqdm
+
+from bgem3.runtime.artifact import Artifact, ModelSpec, read_artifact
+from bgem3.runtime.assembly import Assembly
+from bgem3.runtime.packing import pack, plan_batches
+from bgem3.runtime.session import OUTPUTS, EncoderSession, Output
+from bgem3.runtime.tokenizer import TextTokenizer, check_texts
+from bgem3.scoring import (
+    Embeddings,
+    Scores,
+    Weights,
+    dense_pair_scores,
+    dense_scores,
+    hybrid_scores,
+    multivector_pair_scores,
+    multivector_scores,
+    sparse_pair_scores,
+    sparse_scores,
+)
+from bgem3.scoring.hybrid import check_weights
+
+DEFAULT_WEIGHTS: Weights = (0.4, 0.2, 0.4)
+CPU_TOKEN_BUDGET = 1024  # GEMMs reach their full rate well below this; activations still fit a large cache
+
+
+class BGEM3Model:
+    """All three heads of BGE-M3 over one ONNX Runtime session.
+
+    Make one with :meth:`load`; close it with :meth:`close` or a ``with`` block. Every method may be
+    called from many threads at once: they share the session's thread pool.
+
+    Attributes
+    ----------
+    spec : the model's dimensions and special ids
+    device, precision : what it runs on, and how its weights are stored
+    """
+
+    def __init__(self, artifact: Artifact, session: EncoderSession, token_budget: int) -> None:
+        self.spec: ModelSpec = artifact.spec
+        self.device = session.device
+        self.precision = session.precision
+        self.tokenizer = TextTokenizer(artifact.folder / "tokenizer.json", artifact.spec)
+        self._session: EncoderSession | None = session
+        self._token_budget = token_budget
+
+    @classmethod
+    def load(
+        cls,
+        folder: str | Path,
+        device: str = "auto",
+        precision: str | None = None,
+        n_threads: int | None = None,
+        *,
+        token_budget: int | None = None,
+        check_hashes: bool = False,
+    ) -> "BGEM3Model":
+        """Open an artifact folder.
+
+        Parameters
+        ----------
+        folder : written by `bgem3.export.export_model` or `bgem3 export`
+        device : "auto", "cpu", "cuda" or "cuda:N"; "auto" logs what it chose
+        precision : "fp16" or "fp32" as stored; None takes the artifact's first in that order
+        n_threads : compute threads on CPU, None for as many as the process may use CPUs
+        token_budget : most tokens in one micro-batch (a longer text runs alone); changes speed and memory,
+            never results
+        check_hashes : compare the SHA-256 of every file with the manifest first
+
+        Raises
+        ------
+        ArtifactError
+            If the folder is not a whole artifact, or has no graph for the precision and device.
+        ValueError
+            If an argument is not one of the values above.
+        RuntimeError
+            If the device cannot be had; the message gives the reason and the fix.
+        """
+        for name, value in (("n_threads", n_threads), ("token_budget", token_budget)):
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+                raise ValueError(f"{name} must be a whole number of at least 1 or None, found {value!r}")
+        artifact = read_artifact(folder, check_hashes=check_hashes)
+        session = EncoderSession(artifact, device=device, precision=precision, n_threads=n_threads)
+        return cls(artifact, session, token_budget or CPU_TOKEN_BUDGET)
+
+    def encode(
+        self,
+        texts: Iterable[str],
+        outputs: Sequence[Output] = OUTPUTS,
+        max_length: int | None = None,
+        show_progress: bool = False,
+    ) -> Embeddings:
+        """Encode texts, each in one forward pass; only the outputs asked for are computed.
+
+        Parameters
+        ----------
+        texts : any iterable of str; an empty one gives embeddings of 0 texts
+        outputs : any of "dense", "sparse", "multivector"
+        max_length : tokens kept per text, CLS and EOS included; None for the model's maximum (8192 for BGE-M3).
+            A longer text loses its end, keeps EOS and is marked in ``Embeddings.truncated``.
+        show_progress : show a progress bar on standard error
+
+        Returns
+        -------
+        Embeddings, in the order of ``texts``. A text's values do not depend on the other texts.
+
+        Raises
+        ------
+        TypeError
+            If ``texts`` is a single str or holds something that is not a str.
+        ValueError
+            If a text is not valid Unicode, or ``outputs`` or ``max_length`` is out of range.
+        RuntimeError
+            If the model is closed.
+        """
+        session = self._open_session()
+        wanted = _check_outputs(outputs)
+        tokenized = self.tokenizer(texts, self.spec.max_length if max_length is None else max_length)
+        result = Assembly(tokenized, self.spec, wanted)
+        with tqdm(total=len(tokenized.lengths), unit="text", disable=not show_progress) as progress:
+            for text_index in plan_batches(tokenized.lengths, self._token_budget):
+                batch = pack(tokenized, text_index, self.spec.pad_id)
+                result.add(batch, session.run(batch, wanted))
+                progress.update(len(text_index))
+        return result.embeddings()
+
+    def score(
+        self,
+        queries: Iterable[str],
+        passages: Iterable[str],
+        weights: Weights = DEFAULT_WEIGHTS,
+        max_length: int | None = None,
+        show_progress: bool = False,
+    ) -> Scores:
+        """Score every query with every passage.
+
+        Parameters
+        ----------
+        queries, passages : Q and P texts
+        weights : of the dense, sparse and multi-vector score in the hybrid; divided by their sum
+        max_length, show_progress : as in :meth:`encode`
+
+        Returns
+        -------
+        Scores of (Q, P) float32 arrays
+
+        Raises
+        ------
+        TypeError, ValueError, RuntimeError
+            As :meth:`encode`, and ValueError for weights that are not three finite numbers or sum to 0.
+        """
+        weights = check_weights(weights)
+        query, passage = (
+            self.encode(texts, max_length=max_length, show_progress=show_progress) for texts in (queries, passages)
+        )
+        dense = dense_scores(query.dense, passage.dense)
+        sparse = sparse_scores(query.sparse, passage.sparse)
+        multivector = multivector_scores(query.multivector, passage.multivector)
+        hybrid = hybrid_scores(dense, sparse, multivector, weights)
+        return Scores(dense=dense, sparse=sparse, multivector=multivector, hybrid=hybrid)
+
+    def score_pairs(
+        self,
+        pairs: Iterable[tuple[str, str]],
+        weights: Weights = DEFAULT_WEIGHTS,
+        max_length: int | None = None,
+        show_progress: bool = False,
+    ) -> Scores:
+        """Score (query, passage) pairs one by one; each distinct text is encoded once.
+
+        Parameters
+        ----------
+        pairs : N pairs of texts
+        weights, max_length, show_progress : as in :meth:`score`
+
+        Returns
+        -------
+        Scores of (N,) float32 arrays
+
+        Raises
+        ------
+        TypeError, ValueError, RuntimeError
+            As :meth:`score`, and ValueError for something that is not a pair.
+        """
+        weights = check_weights(weights)
+        queries, passages = split_pairs(pairs)
+        place = {text: i for i, text in enumerate(dict.fromkeys(queries + passages))}
+        encoded = self.encode(list(place), max_length=max_length, show_progress=show_progress)
+        query_index, passage_index = ([place[text] for text in texts] for texts in (queries, passages))
+        return pair_scores(encoded, query_index, encoded, passage_index, weights)
+
+    def close(self) -> None:
+        """Release the session's memory; encoding afterwards raises RuntimeError."""
+        self._session = None
+
+    def __enter__(self) -> "BGEM3Model":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _open_session(self) -> EncoderSession:
+        if self._session is None:
+            raise RuntimeError("this model is closed; load it again with BGEM3Model.load")
+        return self._session
+
+
+def split_pairs(pairs: Iterable[tuple[str, str]]) -> tuple[list[str], list[str]]:
+    """Return the queries and the passages of a list of pairs, or raise ValueError naming what is no pair."""
+    queries, passages = [], []
+    for i, pair in enumerate(pairs):
+        if isinstance(pair, str) or not isinstance(pair, Sequence) or len(pair) != 2:
+            raise ValueError(f"pair {i} must be (query, passage), two texts, found {pair!r:.80}")
+        queries.append(pair[0])
+        passages.append(pair[1])
+    check_texts(queries + passages)
+    return queries, passages
+
+
+def pair_scores(
+    queries: Embeddings, query_index: list[int], passages: Embeddings, passage_index: list[int], weights: Weights
+) -> Scores:
+    """Score the N pairs (query_index[i], passage_index[i]) of encoded texts; Scores of (N,) arrays."""
+    dense = dense_pair_scores(queries.dense[query_index], passages.dense[passage_index])
+    sparse = sparse_pair_scores(queries.sparse[query_index], passages.sparse[passage_index])
+    multivector = multivector_pair_scores(
+        [queries.multivector[i] for i in query_index], [passages.multivector[i] for i in passage_index]
+    )
+    hybrid = hybrid_scores(dense, sparse, multivector, weights)
+    return Scores(dense=dense, sparse=sparse, multivector=multivector, hybrid=hybrid)
+
+
+def _check_outputs(outputs: Sequence[Output]) -> tuple[Output, ...]:
+    wanted = (outputs,) if isinstance(outputs, str) else tuple(outputs)
+    unknown = [name for name in wanted if name not in OUTPUTS]
+    if unknown or not wanted:
+        raise ValueError(f"outputs must be one or more of {OUTPUTS}, found {outputs!r}")
+    return tuple(name for name in OUTPUTS if name in wanted)

@@ -1,0 +1,146 @@
+"""Does an artifact compute what the checkpoint computes? The reference outputs, and the comparison."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import csr_array
+
+from bgem3.runtime.artifact import ArtifactError
+from bgem3.runtime.model import BGEM3Model
+from bgem3.scoring import Embeddings
+
+REFERENCE_FILE = "reference.npz"
+
+BOUNDS = {
+    "fp32": {
+        "dense_max_difference": 1e-4,
+        "sparse_max_difference": 1e-4,
+        "multivector_max_difference": 1e-4,
+    },
+    "fp16": {
+        "dense_min_cosine": 0.9999,
+        "sparse_max_difference": 1e-2,
+        "multivector_min_cosine": 0.999,
+    },
+}
+"""What each precision must keep to; keys as in the report of :func:`compare`."""
+
+
+class ParityError(ValueError):
+    """An artifact's outputs are further from the reference than its precision allows."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reference:
+    """What the checkpoint gives for N texts in PyTorch float32, each text alone.
+
+    Attributes
+    ----------
+    texts : N texts
+    n_tokens : (N,) int32 array
+    dense : (N, D) float32 array
+    sparse : (N, V) float32 csr_array
+    multivector : (K, M) float32 array, a sample of the texts' vectors
+    multivector_rows : (K,) int64 array, which vectors of the N texts' packed ones the sample holds
+    """
+
+    texts: list[str]
+    n_tokens: NDArray[np.int32]
+    dense: NDArray[np.float32]
+    sparse: csr_array
+    multivector: NDArray[np.float32]
+    multivector_rows: NDArray[np.int64]
+
+    def save(self, folder: Path) -> None:
+        """Write the reference into an artifact folder."""
+        np.savez_compressed(
+            folder / REFERENCE_FILE,
+            texts=np.frombuffer(json.dumps(self.texts).encode(), np.uint8),
+            n_tokens=self.n_tokens,
+            dense=self.dense,
+            sparse_data=self.sparse.data,
+            sparse_indices=self.sparse.indices,
+            sparse_indptr=self.sparse.indptr,
+            sparse_shape=self.sparse.shape,
+            multivector=self.multivector,
+            multivector_rows=self.multivector_rows,
+        )
+
+    @classmethod
+    def load(cls, folder: Path) -> "Reference":
+        """Read the reference of an artifact folder."""
+        path = folder / REFERENCE_FILE
+        if not path.is_file():
+            raise ArtifactError(f"{path} is missing; copy the whole artifact folder again or export it again")
+        with np.load(path, allow_pickle=False) as arrays:
+            rows = (arrays["sparse_data"], arrays["sparse_indices"], arrays["sparse_indptr"])
+            return cls(
+                texts=json.loads(arrays["texts"].tobytes()),
+                n_tokens=arrays["n_tokens"],
+                dense=arrays["dense"],
+                sparse=csr_array(rows, shape=tuple(arrays["sparse_shape"])),
+                multivector=arrays["multivector"],
+                multivector_rows=arrays["multivector_rows"],
+            )
+
+
+def compare(found: Embeddings, reference: Reference) -> dict[str, Any]:
+    """Measure how far embeddings of the reference's texts are from the reference.
+
+    Returns
+    -------
+    ``n_texts``, ``n_tokens``, ``tokens_equal`` (the tokenizers agree); for ``dense`` and ``multivector``
+    ``_max_difference`` (absolute) and ``_min_cosine``; ``sparse_max_difference`` as a share of the
+    largest reference weight.
+    """
+    report: dict[str, Any] = {
+        "n_texts": len(reference.texts),
+        "n_tokens": int(reference.n_tokens.sum()),
+        "tokens_equal": bool((found.n_tokens == reference.n_tokens).all()),
+    }
+    if not report["tokens_equal"]:
+        return report
+    vectors = found.multivector.packed[reference.multivector_rows]
+    for name, ours, theirs in (
+        ("dense", found.dense, reference.dense),
+        ("multivector", vectors, reference.multivector),
+    ):
+        cosines = np.einsum("nd,nd->n", ours, theirs, dtype=np.float64)
+        report[f"{name}_max_difference"] = float(np.abs(ours - theirs).max())
+        report[f"{name}_min_cosine"] = float(np.nan_to_num(cosines, nan=-1.0).min())
+    largest = max(float(reference.sparse.data.max(initial=0.0)), np.finfo(np.float32).tiny)
+    difference = abs(found.sparse - reference.sparse)
+    report["sparse_max_difference"] = float(difference.data.max(initial=0.0)) / largest
+    return report
+
+
+def missed_bounds(report: dict[str, Any], precision: str) -> list[str]:
+    """Say, in words, which bounds of the precision a report of :func:`compare` misses."""
+    if not report["tokens_equal"]:
+        return ["the tokenizer splits texts otherwise than the reference"]
+    missed = []
+    for name, bound in BOUNDS[precision].items():
+        is_kept = report[name] >= bound if name.endswith("cosine") else report[name] <= bound  # NaN keeps none
+        if not is_kept:
+            missed.append(f"{name} is {report[name]:.3g}, the {precision} bound is {bound:g}")
+    return missed
+
+
+def check_parity(model: BGEM3Model, reference: Reference, *, show_progress: bool = False) -> dict[str, Any]:
+    """Encode the reference's texts and return the report, with the bounds of the model's precision.
+
+    Raises
+    ------
+    ParityError
+        If a bound is missed.
+    """
+    found = model.encode(reference.texts, show_progress=show_progress)
+    report = compare(found, reference)
+    missed = missed_bounds(report, model.precision)
+    if missed:
+        raise ParityError(f"{model.precision} on {model.device} is too far from the reference: {'; '.join(missed)}")
+    return report | {"bounds": BOUNDS[model.precision]}

@@ -1,0 +1,109 @@
+"""Texts to token ids, with the checkpoint's own tokenizer.json."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from bgem3.runtime.artifact import ArtifactError, ModelSpec
+
+TEXTS_PER_CHUNK = 1024  # bounds the tokenizer's bookkeeping, which is far larger than the ids
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizedTexts:
+    """Token ids of N texts, packed: text i owns ``token_ids[offsets[i]:offsets[i + 1]]``.
+
+    Attributes
+    ----------
+    token_ids : (T,) int64 array, CLS and EOS included
+    offsets : (N + 1,) int64 array
+    truncated : (N,) bool array, True where the text was longer than the limit
+    """
+
+    token_ids: NDArray[np.int64]
+    offsets: NDArray[np.int64]
+    truncated: NDArray[np.bool_]
+
+    @cached_property
+    def lengths(self) -> NDArray[np.int64]:
+        return np.diff(self.offsets)
+
+
+class TextTokenizer:
+    """Wraps tokenizer.json; safe to call from many threads, since a call changes no settings."""
+
+    def __init__(self, path: Path, spec: ModelSpec) -> None:
+        try:
+            self._tokenizer = Tokenizer.from_file(str(path))
+        except Exception as error:  # tokenizers raises bare Exception for every malformed file
+            raise ArtifactError(f"{path} is not a tokenizer file ({error}); export the checkpoint again") from None
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        self._spec = spec
+
+    def __call__(self, texts: Iterable[str], max_length: int) -> TokenizedTexts:
+        """Tokenize texts; one longer than ``max_length`` tokens loses its end and keeps EOS.
+
+        Raises
+        ------
+        TypeError
+            If ``texts`` is a single str, not iterable, or holds something that is not a str.
+        ValueError
+            If a text holds a lone surrogate, or ``max_length`` is out of the model's range.
+        """
+        self._check_max_length(max_length)
+        checked = check_texts(texts)
+        ids: list[NDArray[np.int64]] = []
+        truncated = np.zeros(len(checked), np.bool_)
+        for start in range(0, len(checked), TEXTS_PER_CHUNK):
+            for encoding in self._tokenizer.encode_batch_fast(checked[start : start + TEXTS_PER_CHUNK]):
+                text_ids = np.array(encoding.ids[: max_length + 1], np.int64)
+                if len(text_ids) > max_length:
+                    truncated[len(ids)] = True
+                    text_ids = text_ids[:max_length]
+                    text_ids[-1] = self._spec.eos_id
+                ids.append(text_ids)
+        offsets = np.cumsum([0] + [len(text_ids) for text_ids in ids], dtype=np.int64)
+        token_ids = np.concatenate(ids) if ids else np.empty(0, np.int64)
+        return TokenizedTexts(token_ids=token_ids, offsets=offsets, truncated=truncated)
+
+    def token(self, token_id: int) -> str:
+        """Return a token id's text as decoding gives it (the word-start mark is dropped)."""
+        return self._tokenizer.decode([token_id], skip_special_tokens=False)
+
+    def _check_max_length(self, max_length: int) -> None:
+        if isinstance(max_length, bool) or not isinstance(max_length, (int, np.integer)):
+            raise TypeError(f"max_length must be a whole number of tokens, found {max_length!r}")
+        if not 2 <= max_length <= self._spec.max_length:
+            raise ValueError(
+                f"max_length must be from 2 (CLS and EOS alone) to {self._spec.max_length} tokens, the most this "
+                f"model takes, found {max_length}"
+            )
+
+
+def check_texts(texts: Iterable[str]) -> list[str]:
+    """Return the texts as a list, or raise saying which one is not a text and why."""
+    if isinstance(texts, str):
+        raise TypeError("texts must be a list of str, found one str; pass [text]")
+    if isinstance(texts, (bytes, dict)) or not isinstance(texts, Iterable):
+        raise TypeError(f"texts must be a list of str, found {type(texts).__name__}")
+    checked = list(texts)
+    for i, text in enumerate(checked):
+        if not isinstance(text, str):
+            hint = "; decode it first" if isinstance(text, bytes) else ""
+            raise TypeError(f"text {i} must be a str, found {type(text).__name__}{hint}")
+        if text.isascii():
+            continue
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"text {i} holds a lone surrogate ({text[error.start]!r}) at character {error.start}, which is not "
+                "valid Unicode; clean it with text.encode('utf-8', 'replace').decode()"
+            ) from None
+    return checked
