@@ -1,12 +1,12 @@
 """A BGE-M3 checkpoint, from the hub or a folder, loaded and checked."""
 
 import pickle
-import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
 import torch
 from safetensors import SafetensorError
 from tokenizers import Tokenizer
@@ -14,13 +14,7 @@ from transformers import AutoConfig, AutoTokenizer, XLMRobertaConfig, XLMRoberta
 from transformers.utils import logging
 
 from bgem3.runtime.artifact import ModelSpec, sha256_of
-
-SMALL_FILES = ("*.json", "sparse_linear.pt", "colbert_linear.pt")
-HEADS = ("sparse_linear", "colbert_linear")
-
-
-class CheckpointError(ValueError):
-    """The checkpoint is missing, incomplete, damaged, or not of BGE-M3's form."""
+from bgem3.runtime.source import CheckpointError, checkpoint_files, find_checkpoint
 
 
 class BGEM3Torch(torch.nn.Module):
@@ -55,38 +49,6 @@ class Checkpoint:
     source: dict[str, Any]
 
 
-def find_checkpoint(source: str | Path, cache_dir: str | Path | None = None) -> Path:
-    """Return the local folder of a checkpoint, downloading it from the hub if it is not a folder.
-
-    Raises
-    ------
-    CheckpointError
-        If it is neither a folder nor a model on the hub (or in the hub's local cache, when offline).
-    """
-    if Path(source).is_dir():
-        return Path(source)
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
-        raise CheckpointError(
-            f"{source} is neither a folder nor a hub id of the form owner/name; check the path, or use 'BAAI/bge-m3'"
-        )
-
-    def download(*patterns: str) -> Path:
-        try:
-            return Path(
-                huggingface_hub.snapshot_download(
-                    str(source), allow_patterns=[*SMALL_FILES, *patterns], ignore_patterns=["*/*"], cache_dir=cache_dir
-                )
-            )
-        except (OSError, huggingface_hub.errors.HFValidationError) as error:
-            raise CheckpointError(
-                f"cannot download {source} from the hub ({error}); check the id and the network, or give the "
-                "checkpoint's local folder"
-            ) from error
-
-    folder = download("model*.safetensors")
-    return folder if any(folder.glob("model*.safetensors")) else download("pytorch_model*.bin")
-
-
 def load_checkpoint(source: str | Path, cache_dir: str | Path | None = None) -> Checkpoint:
     """Load a checkpoint in float32 and check it whole.
 
@@ -103,17 +65,17 @@ def load_checkpoint(source: str | Path, cache_dir: str | Path | None = None) -> 
         model is not an XLM-RoBERTa encoder with BGE-M3's settings.
     """
     folder = find_checkpoint(source, cache_dir)
-    _check_files(folder, source)
     config = AutoConfig.from_pretrained(folder)
     _check_config(config, folder)
-    backbone = _load_backbone(folder, config)
+    with _quiet_transformers():
+        backbone = _load_backbone(folder, config)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
     sparse_linear = _load_head(folder / "sparse_linear.pt", config.hidden_size, n_outputs=1)
     colbert_linear = _load_head(folder / "colbert_linear.pt", config.hidden_size)
     model = BGEM3Torch(backbone, sparse_linear, colbert_linear).eval().requires_grad_(False)
     for name, tensor in model.state_dict().items():
         if not torch.isfinite(tensor).all():
             raise CheckpointError(f"{folder}: tensor {name} holds NaN or infinity; get the checkpoint again")
-    tokenizer = _load_tokenizer(folder)
     spec = ModelSpec(
         hidden_size=config.hidden_size,
         n_layers=config.num_hidden_layers,
@@ -125,26 +87,9 @@ def load_checkpoint(source: str | Path, cache_dir: str | Path | None = None) -> 
         layer_norm_eps=config.layer_norm_eps,
         **_special_ids(folder, tokenizer, config),
     )
-    return Checkpoint(folder=folder, model=model, tokenizer=tokenizer, spec=spec, source=_source(source, folder))
-
-
-def used_files(folder: Path) -> list[Path]:
-    """List the checkpoint's files that decide what is exported, safetensors before .bin."""
-    weights = sorted(folder.glob("model*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
-    return [folder / "config.json", folder / "tokenizer.json", *(folder / f"{head}.pt" for head in HEADS), *weights]
-
-
-def _check_files(folder: Path, source: str | Path) -> None:
-    missing = [path.name for path in used_files(folder) if not path.is_file()]
-    if any(path.stem in HEADS for path in map(Path, missing)):
-        raise CheckpointError(
-            f"{source} has no {' and no '.join(missing)}: without its trained heads a BGE-M3 checkpoint gives random "
-            "sparse weights and multi-vectors; use a checkpoint that has both, such as 'BAAI/bge-m3'"
-        )
-    if missing:
-        raise CheckpointError(f"{source} has no {' and no '.join(missing)}; is it a BGE-M3 checkpoint?")
-    if len(used_files(folder)) == len(HEADS) + 2:
-        raise CheckpointError(f"{source} has no model.safetensors and no pytorch_model.bin; get the whole checkpoint")
+    return Checkpoint(
+        folder=folder, model=model, tokenizer=tokenizer, spec=spec, source=_source(source, folder)
+    )
 
 
 def _check_config(config: Any, folder: Path) -> None:
@@ -169,7 +114,9 @@ def _load_backbone(folder: Path, config: XLMRobertaConfig) -> XLMRobertaModel:
             output_loading_info=True,
         )
     except (OSError, SafetensorError, pickle.UnpicklingError, ValueError, RuntimeError, EOFError) as error:
-        raise CheckpointError(f"cannot read the weights in {folder} ({error}); get the checkpoint again") from error
+        raise CheckpointError(
+            f"cannot read the weights in {folder} ({error}); get the checkpoint again"
+        ) from error
     if report["mismatched_keys"]:
         name, found, expected = next(iter(report["mismatched_keys"]))
         raise CheckpointError(
@@ -188,7 +135,15 @@ def _load_head(path: Path, n_inputs: int, n_outputs: int | None = None) -> torch
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         weight, bias = state["weight"].float(), state["bias"].float()
-    except (OSError, pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError, AttributeError) as error:
+    except (
+        OSError,
+        pickle.UnpicklingError,
+        RuntimeError,
+        EOFError,
+        KeyError,
+        TypeError,
+        AttributeError,
+    ) as error:
         raise CheckpointError(
             f"cannot read {path} as the weight and bias of a linear layer ({error!r:.200}); get the checkpoint again"
         ) from error
@@ -203,11 +158,13 @@ def _load_head(path: Path, n_inputs: int, n_outputs: int | None = None) -> torch
     return head
 
 
-def _load_tokenizer(folder: Path) -> Any:
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """Silence advice that does not apply: on the unused pooler, on text lengths, on other models' tokenizers."""
     verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # it warns of a "regex pattern" of another model family at every large vocabulary
+    logging.set_verbosity_error()
     try:
-        return AutoTokenizer.from_pretrained(folder)
+        yield
     finally:
         logging.set_verbosity(verbosity)
 
@@ -218,7 +175,9 @@ def _special_ids(folder: Path, tokenizer: Any, config: Any) -> dict[str, int]:
         for role, name in (("cls", "cls"), ("pad", "pad"), ("eos", "eos"), ("unk", "unk"))
     }
     if None in ids.values():
-        raise CheckpointError(f"{folder}: the tokenizer lacks a special token (found {ids}); get the checkpoint again")
+        raise CheckpointError(
+            f"{folder}: the tokenizer lacks a special token (found {ids}); get the checkpoint again"
+        )
     if ids["pad_id"] != config.pad_token_id:
         raise CheckpointError(
             f"{folder}: the tokenizer's pad id is {ids['pad_id']}, config.json's is {config.pad_token_id}; "
@@ -239,5 +198,5 @@ def _source(source: str | Path, folder: Path) -> dict[str, Any]:
     return {
         "id": str(source) if is_hub_id else folder.resolve().name,
         "revision": folder.name if is_hub_id else None,  # a hub snapshot's folder is named after its commit
-        "files": {path.name: sha256_of(path) for path in used_files(folder)},
+        "files": {path.name: sha256_of(path) for path in checkpoint_files(folder)},
     }

@@ -17,12 +17,13 @@ from tqdm import tqdm
 
 from bgem3.export.checkpoint import Checkpoint, load_checkpoint
 from bgem3.export.graph import build_cpu_graph
-check_portable=export_portable=None
+
+check_portable = export_portable = None
 from bgem3.export.reference import parity_texts, reference_outputs
 from bgem3.export.weights import WeightsFile, encoder_tensors
 from bgem3.runtime.artifact import FORMAT_VERSION, MANIFEST, PRECISIONS, is_artifact, sha256_of
 from bgem3.runtime.model import BGEM3Model
-from bgem3.runtime.parity import REFERENCE_FILE, Reference, check_parity
+from bgem3.runtime.parity import ParityError, Reference, check_parity
 
 DTYPES: dict[str, type[np.float16] | type[np.float32]] = {"fp16": np.float16, "fp32": np.float32}
 LIBRARIES = ("bgem3", "numpy", "onnx", "optimum-onnx", "tokenizers", "torch", "transformers")
@@ -104,9 +105,13 @@ def _check_target(target: Path, overwrite: bool) -> None:
     if not os.path.lexists(target):
         return
     if not overwrite:
-        raise FileExistsError(f"{target} exists; choose another folder, or overwrite it (overwrite=True, --overwrite)")
+        raise FileExistsError(
+            f"{target} exists; choose another folder, or overwrite it (overwrite=True, --overwrite)"
+        )
     if not is_artifact(target):
-        raise FileExistsError(f"{target} is not an artifact folder, so it is not overwritten; choose another folder")
+        raise FileExistsError(
+            f"{target} is not an artifact folder, so it is not overwritten; choose another folder"
+        )
 
 
 @contextmanager
@@ -181,4 +186,7 @@ def _verify(
             parity[graph["file"]] = check_parity(model, reference, show_progress=show_progress)
     if portable:
         parity["portable/model.onnx"] = check_portable(folder, reference)
+    for graph_file, report in parity.items():
+        if report["missed"]:
+            raise ParityError(f"{graph_file} is too far from the checkpoint: {'; '.join(report['missed'])}")
     return parity

@@ -162,7 +162,9 @@ class _Graph:
         return name
 
     def float32(self, value: str) -> str:
-        return value if self._weights.dtype == np.float32 else self.node("Cast", [value], to=TensorProto.FLOAT)
+        return (
+            value if self._weights.dtype == np.float32 else self.node("Cast", [value], to=TensorProto.FLOAT)
+        )
 
     def weight(self, name: str) -> str:
         return self.float32(self.stored(name))

@@ -1,8 +1,8 @@
 """The portable artifact: the three heads over padded texts, in standard ONNX operators, traced with optimum.
 
-The weights are traced as *inputs* of the graph, under their state dict names, so the tracer neither copies nor
-serialises them. They become initializers afterwards, streamed tensor by tensor into one external data file:
-memory stays close to one copy of the model, and no protobuf holds a weight.
+The weights are traced as *inputs* of the graph, under their state dict names, so the tracer neither copies
+nor serialises them. They become initializers afterwards, streamed tensor by tensor into one external data
+file: memory stays close to one copy of the model, and no protobuf holds a weight.
 """
 
 import copy
@@ -47,7 +47,7 @@ class PaddedModel(torch.nn.Module):
     Attributes
     ----------
     weights : dict of str to torch.Tensor
-        By state dict name, in the layout of the graph: those of linear layers are (in, out), as MatMul has it.
+        By state dict name, in the layout of the graph: those of linear layers are (in, out), for MatMul.
     """
 
     def __init__(self, model: torch.nn.Module) -> None:
@@ -128,7 +128,7 @@ class PaddedOnnxConfig(OnnxConfig):  # type: ignore[misc]
         return {"dense": {0: "batch"}, "sparse": axes, "multivector": axes}
 
     def ordered_inputs(self, model: torch.nn.Module) -> dict[str, dict[int, str]]:
-        """Return `inputs` as they are: optimum would look each weight up among the arguments of ``forward``."""
+        """Return `inputs`: by itself, optimum would seek each name among the arguments of ``forward``."""
         return self.inputs
 
     def generate_dummy_inputs(
@@ -143,26 +143,26 @@ class PaddedOnnxConfig(OnnxConfig):  # type: ignore[misc]
 def export_portable(model: torch.nn.Module, folder: Path) -> None:
     """Write ``model.onnx`` and its ``weights.bin``, for any runtime of standard ONNX (opset 17, float32).
 
-    | input            | type, shape                   | meaning                                            |
-    |------------------|-------------------------------|----------------------------------------------------|
-    | `input_ids`      | int64 (batch, sequence)       | token ids, special tokens included                 |
-    | `attention_mask` | int64 (batch, sequence)       | 1 for the tokens of a text, 0 for padding          |
+    | input            | type, shape                  | meaning                                              |
+    |------------------|------------------------------|------------------------------------------------------|
+    | `input_ids`      | int64 (batch, sequence)      | token ids, special tokens included                   |
+    | `attention_mask` | int64 (batch, sequence)      | 1 for the tokens of a text, 0 for padding            |
 
-    | output           | type, shape                   | meaning                                            |
-    |------------------|-------------------------------|----------------------------------------------------|
-    | `dense`          | float32 (batch, D)            | L2-normalised state of the first token, ``<s>``    |
-    | `sparse`         | float32 (batch, sequence)     | ReLU of the sparse head; 0 at padding              |
-    | `multivector`    | float32 (batch, sequence, M)  | L2-normalised rows of the colbert head; zeros at padding |
+    | output           | type, shape                  | meaning                                              |
+    |------------------|------------------------------|------------------------------------------------------|
+    | `dense`          | float32 (batch, D)           | L2-normalised state of the first token, ``<s>``      |
+    | `sparse`         | float32 (batch, sequence)    | ReLU of the sparse head; 0 at padding                |
+    | `multivector`    | float32 (batch, sequence, M) | L2-normalised colbert head, row by row; 0 at padding |
 
     Row 0 of `multivector` is ``<s>``, for the caller to drop; likewise the sparse weights of special tokens.
-    Position ids follow XLM-RoBERTa's rule from `input_ids`: a pad id inside a text takes the pad position and is
-    attended to. Nothing is truncated: a sequence with more tokens than the model has positions for fails.
+    Position ids follow XLM-RoBERTa's rule from `input_ids`: a pad id inside a text takes the pad position and
+    is attended to. Nothing is truncated: a text with more tokens than the model has positions for fails.
 
     Parameters
     ----------
     model : torch.nn.Module
-        Has ``backbone`` (a transformers ``XLMRobertaModel``), ``sparse_linear`` (D -> 1) and ``colbert_linear``
-        (D -> M), float32 on the CPU. It is traced in evaluation mode and left as it was.
+        Has ``backbone`` (a transformers ``XLMRobertaModel``), ``sparse_linear`` (D -> 1) and
+        ``colbert_linear`` (D -> M), float32 on the CPU. Traced in evaluation mode, and left as it was.
     folder : pathlib.Path
         Made if missing; files of the same names in it are overwritten.
 

@@ -90,7 +90,7 @@ SENTENCES = (
 def parity_texts(checkpoint: Checkpoint) -> list[str]:
     """Return the built-in texts: empty, one character, many scripts, and long ones up to truncation."""
     block = " ".join(SENTENCES)
-    n_block = len(checkpoint.tokenizer(block)["input_ids"])
+    n_block = len(checkpoint.tokenizer.backend_tokenizer.encode(block).ids)
     limit = checkpoint.spec.max_length
     lengths = [n for n in (64, 300, 1000) if n < limit]
     long = [" ".join([block] * (n // n_block + 2))[: len(block) * n // n_block] for n in lengths]

@@ -3,6 +3,16 @@
 from bgem3.runtime.artifact import ArtifactError
 from bgem3.runtime.flag import BGEM3FlagModel
 from bgem3.runtime.model import BGEM3Model
+from bgem3.runtime.parity import ParityError
+from bgem3.runtime.source import CheckpointError
 from bgem3.scoring import Embeddings, Scores
 
-__all__ = ["ArtifactError", "BGEM3FlagModel", "BGEM3Model", "Embeddings", "Scores"]
+__all__ = [
+    "ArtifactError",
+    "BGEM3FlagModel",
+    "BGEM3Model",
+    "CheckpointError",
+    "Embeddings",
+    "ParityError",
+    "Scores",
+]

@@ -33,7 +33,9 @@ class Assembly:
         for i, text in enumerate(batch.text_index):
             start, end = batch.cu_seqlens[i : i + 2]
             if self._token_weights is not None:
-                self._token_weights[self._texts.offsets[text] : self._texts.offsets[text + 1]] = arrays["sparse"][start:end]
+                self._token_weights[self._texts.offsets[text] : self._texts.offsets[text + 1]] = arrays[
+                    "sparse"
+                ][start:end]
             if self._vectors is not None:
                 self._vectors[text][:] = arrays["multivector"][start - i : end - i - 1]
 
@@ -76,7 +78,9 @@ def lexical_matrix(
     order = np.argsort(key, kind="stable")
     is_first = np.diff(key[order], prepend=-1) != 0
     starts = np.flatnonzero(is_first)
-    weights = np.maximum.reduceat(token_weights[kept][order], starts) if len(starts) else np.empty(0, np.float32)
+    weights = (
+        np.maximum.reduceat(token_weights[kept][order], starts) if len(starts) else np.empty(0, np.float32)
+    )
     entries = order[starts]  # where each entry is first seen
     indptr = np.searchsorted(text[entries], np.arange(len(texts.lengths) + 1))
     matrix = csr_array(

@@ -156,7 +156,8 @@ class BGEM3Model:
         """
         weights = check_weights(weights)
         query, passage = (
-            self.encode(texts, max_length=max_length, show_progress=show_progress) for texts in (queries, passages)
+            self.encode(texts, max_length=max_length, show_progress=show_progress)
+            for texts in (queries, passages)
         )
         dense = dense_scores(query.dense, passage.dense)
         sparse = sparse_scores(query.sparse, passage.sparse)
@@ -225,7 +226,11 @@ def split_pairs(pairs: Iterable[tuple[str, str]]) -> tuple[list[str], list[str]]
 
 
 def pair_scores(
-    queries: Embeddings, query_index: list[int], passages: Embeddings, passage_index: list[int], weights: Weights
+    queries: Embeddings,
+    query_index: list[int],
+    passages: Embeddings,
+    passage_index: list[int],
+    weights: Weights,
 ) -> Scores:
     """Score the N pairs (query_index[i], passage_index[i]) of encoded texts; Scores of (N,) arrays."""
     dense = dense_pair_scores(queries.dense[query_index], passages.dense[passage_index])

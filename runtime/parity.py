@@ -118,29 +118,22 @@ def compare(found: Embeddings, reference: Reference) -> dict[str, Any]:
     return report
 
 
-def missed_bounds(report: dict[str, Any], precision: str) -> list[str]:
-    """Say, in words, which bounds of the precision a report of :func:`compare` misses."""
+def missed_bounds(report: dict[str, Any], bounds: dict[str, float]) -> list[str]:
+    """Say, in words, which bounds a report of :func:`compare` misses."""
     if not report["tokens_equal"]:
         return ["the tokenizer splits texts otherwise than the reference"]
     missed = []
-    for name, bound in BOUNDS[precision].items():
-        is_kept = report[name] >= bound if name.endswith("cosine") else report[name] <= bound  # NaN keeps none
+    for name, bound in bounds.items():
+        is_kept = (
+            report[name] >= bound if name.endswith("cosine") else report[name] <= bound
+        )  # NaN keeps none
         if not is_kept:
-            missed.append(f"{name} is {report[name]:.3g}, the {precision} bound is {bound:g}")
+            missed.append(f"{name} is {report[name]:.3g}, its bound {bound:g}")
     return missed
 
 
 def check_parity(model: BGEM3Model, reference: Reference, *, show_progress: bool = False) -> dict[str, Any]:
-    """Encode the reference's texts and return the report, with the bounds of the model's precision.
-
-    Raises
-    ------
-    ParityError
-        If a bound is missed.
-    """
-    found = model.encode(reference.texts, show_progress=show_progress)
-    report = compare(found, reference)
-    missed = missed_bounds(report, model.precision)
-    if missed:
-        raise ParityError(f"{model.precision} on {model.device} is too far from the reference: {'; '.join(missed)}")
-    return report | {"bounds": BOUNDS[model.precision]}
+    """Encode the reference's texts; return the report, the bounds of the model's precision and the ``missed`` ones."""
+    report = compare(model.encode(reference.texts, show_progress=show_progress), reference)
+    bounds = BOUNDS[model.precision]
+    return report | {"bounds": bounds, "missed": missed_bounds(report, bounds)}

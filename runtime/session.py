@@ -28,7 +28,9 @@ class EncoderSession:
     precision : the precision of the stored weights
     """
 
-    def __init__(self, artifact: Artifact, *, device: str, precision: str | None, n_threads: int | None) -> None:
+    def __init__(
+        self, artifact: Artifact, *, device: str, precision: str | None, n_threads: int | None
+    ) -> None:
         runtime = import_onnxruntime()
         self.device = choose_device(device, runtime.get_available_providers())
         self.precision, path = artifact.graph(precision, self.device)
@@ -112,7 +114,13 @@ def _open_session(runtime: ModuleType, path: Path, n_threads: int) -> "onnxrunti
         return runtime.InferenceSession(
             path, options, providers=["CPUExecutionProvider"], disabled_optimizers=["SkipLayerNormFusion"]
         )
-    except (state.Fail, state.InvalidGraph, state.InvalidProtobuf, state.InvalidArgument, state.RuntimeException) as error:
+    except (
+        state.Fail,
+        state.InvalidGraph,
+        state.InvalidProtobuf,
+        state.InvalidArgument,
+        state.RuntimeException,
+    ) as error:
         raise ArtifactError(
             f"ONNX Runtime {runtime.__version__} cannot open {path} ({error}); check the folder with "
             f"`bgem3 verify {path.parent.parent}`, or export the checkpoint again"

@@ -41,7 +41,9 @@ class TextTokenizer:
         try:
             self._tokenizer = Tokenizer.from_file(str(path))
         except Exception as error:  # tokenizers raises bare Exception for every malformed file
-            raise ArtifactError(f"{path} is not a tokenizer file ({error}); export the checkpoint again") from None
+            raise ArtifactError(
+                f"{path} is not a tokenizer file ({error}); export the checkpoint again"
+            ) from None
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._spec = spec

@@ -46,6 +46,12 @@ class Embeddings:
         self._multivector = multivector
 
     @property
+    def outputs(self) -> tuple[str, ...]:
+        """The outputs these embeddings hold."""
+        held = {"dense": self._dense, "sparse": self._sparse, "multivector": self._multivector}
+        return tuple(name for name, values in held.items() if values is not None)
+
+    @property
     def dense(self) -> NDArray[np.float32]:
         return _asked_for(self._dense, "dense")
 
@@ -69,8 +75,7 @@ class Embeddings:
         return len(self.n_tokens)
 
     def __repr__(self) -> str:
-        outputs = [name for name in ("dense", "sparse", "multivector") if getattr(self, f"_{name}") is not None]
-        return f"Embeddings({len(self)} texts, {int(self.n_tokens.sum())} tokens: {', '.join(outputs)})"
+        return f"Embeddings({len(self)} texts, {self.n_tokens.sum()} tokens: {', '.join(self.outputs)})"
 
 
 def _asked_for(output: Output | None, name: str) -> Output:

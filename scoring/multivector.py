@@ -35,7 +35,10 @@ class MultiVectors(Sequence[NDArray[np.float32]]):
                 f"{sorted({a.shape for a in arrays})[:5]}"
             )
         offsets = np.cumsum([0] + [len(a) for a in arrays], dtype=np.int64)
-        return cls(arrays[0] if len(arrays) == 1 else np.concatenate(arrays or [np.empty((0, 0), np.float32)]), offsets)
+        return cls(
+            arrays[0] if len(arrays) == 1 else np.concatenate(arrays or [np.empty((0, 0), np.float32)]),
+            offsets,
+        )
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -54,7 +57,9 @@ class MultiVectors(Sequence[NDArray[np.float32]]):
         return (self[i] for i in range(len(self)))
 
     def __repr__(self) -> str:
-        return f"MultiVectors({len(self)} texts, {self.packed.shape[0]} vectors of {self.packed.shape[1]} dims)"
+        return (
+            f"MultiVectors({len(self)} texts, {self.packed.shape[0]} vectors of {self.packed.shape[1]} dims)"
+        )
 
 
 def multivector_scores(

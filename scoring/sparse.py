@@ -67,7 +67,10 @@ def sparse_pair_scores(query_weights: csr_array, passage_weights: csr_array) -> 
 
 
 def _check(query_weights: csr_array, passage_weights: csr_array) -> tuple[csr_array, csr_array]:
-    queries, passages = csr_array(query_weights, dtype=np.float32), csr_array(passage_weights, dtype=np.float32)
+    queries, passages = (
+        csr_array(query_weights, dtype=np.float32),
+        csr_array(passage_weights, dtype=np.float32),
+    )
     if queries.shape[1] != passages.shape[1]:
         raise ValueError(
             f"sparse weights must share one vocabulary, found {queries.shape[1]} and {passages.shape[1]} "

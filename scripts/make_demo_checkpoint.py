@@ -273,14 +273,15 @@ def _write_configs(folder: Path, n_pieces: int) -> None:
         eos_token_id=2,
         torch_dtype="float32",
     )
-    names = {
-        **SPECIAL_TOKENS,
-        "cls_token": "<s>",
-        "sep_token": "</s>",
-        "tokenizer_class": "XLMRobertaTokenizer",
-    }
+    names = {**SPECIAL_TOKENS, "cls_token": "<s>", "sep_token": "</s>"}
     mask = {"__type": "AddedToken", "content": "<mask>", "lstrip": True, "normalized": False, "special": True}
-    _write_json(folder / "tokenizer_config.json", **names, mask_token=mask, model_max_length=N_POSITIONS - 2)
+    _write_json(
+        folder / "tokenizer_config.json",
+        tokenizer_class="XLMRobertaTokenizer",
+        model_max_length=N_POSITIONS - 2,
+        mask_token=mask,
+        **names,
+    )
 
 
 def make_demo_checkpoint(folder: str | Path, *, seed: int = 0) -> Path:

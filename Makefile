@@ -1,0 +1,47 @@
+# Python 3.10 or newer with pip is all that a new machine needs.
+PYTHON ?= python3
+# A plain torch from PyPI brings the CUDA libraries on Linux; set TORCH or pip's index options for a CPU build.
+TORCH ?= torch==2.13.0
+CHECKPOINT ?=
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: help setup demo test test-full lint types bench docs clean
+help: ## list the targets
+	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 12
+
+setup: $(VENV)/.ready ## make the virtual environment with everything in it
+
+$(VENV)/.ready: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check "$(TORCH)"
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable ".[cpu,export,test]"
+	touch $@
+
+demo: setup ## checkpoint -> export -> four scores, on a small built-in checkpoint (or CHECKPOINT=BAAI/bge-m3)
+	$(BIN)/python scripts/demo.py $(CHECKPOINT)
+
+test: setup ## the tests
+	$(BIN)/python -m pytest -m "not full and not gpu"
+
+test-full: setup ## the tests that need a full-size model (10 GB of disk, 8 GB of memory, half an hour)
+	$(BIN)/python -m pytest -m full
+
+lint: setup ## ruff: lint and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: setup ## mypy and pyright, strict
+	mkdir -p .types/bgem3
+	for stage in export runtime scoring; do ln -sfn ../../$$stage .types/bgem3/$$stage; done
+	$(BIN)/mypy
+	$(BIN)/pyright
+
+bench: setup ## tokens per second beside FlagEmbedding, full size (see --help for the options)
+	$(BIN)/python scripts/bench_throughput.py
+
+docs: setup ## check that README, docstrings and examples run
+	$(BIN)/python -m pytest tests/test_documentation.py
+
+clean: ## remove what the other targets made
+	rm -rf $(VENV) .types .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist *.egg-info

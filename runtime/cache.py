@@ -1,0 +1,61 @@
+"""Artifacts exported on first use, kept in the user's cache."""
+
+import importlib
+import importlib.util
+import logging
+from pathlib import Path
+
+from filelock import FileLock
+from platformdirs import user_cache_path
+
+from bgem3.runtime.artifact import is_artifact
+from bgem3.runtime.source import checkpoint_hash, find_checkpoint
+
+logger = logging.getLogger(__name__)
+
+
+def find_or_export(source: str | Path, precision: str, cache_dir: str | Path | None = None) -> Path:
+    """Return the artifact folder for an artifact, a checkpoint folder or a hub id.
+
+    An artifact folder is returned as it is. A checkpoint is exported once, with progress bars; the result
+    is kept under its files' hash, so a changed checkpoint is exported anew. Processes that start at once
+    wait for the first one's export.
+
+    Parameters
+    ----------
+    source : artifact folder, checkpoint folder, or hub id
+    precision : stored precision to export
+    cache_dir : where downloads and exports are kept; None for the hub's and the user's cache folders
+
+    Raises
+    ------
+    CheckpointError
+        If the source is not a whole checkpoint, or cannot be downloaded.
+    ImportError
+        If it has yet to be exported and the export extra is not installed.
+    """
+    if is_artifact(Path(source)):
+        return Path(source)
+    checkpoint = find_checkpoint(source, cache_dir)
+    root = Path(cache_dir) / "bgem3" if cache_dir else user_cache_path("bgem3")
+    root.mkdir(parents=True, exist_ok=True)
+    target = root / f"{checkpoint_hash(checkpoint)[:32]}-{precision}"
+    with FileLock(f"{target}.lock"):
+        if not is_artifact(target):
+            _require_export_extra(source, precision)
+            logger.info("exporting %s to %s, once", source, target)
+            export = importlib.import_module("bgem3.export")
+            export.export_model(source, target, (precision,), show_progress=True, cache_dir=cache_dir)
+    return target
+
+
+def _require_export_extra(source: str | Path, precision: str) -> None:
+    missing = [
+        name for name in ("torch", "transformers", "onnx", "optimum") if not importlib.util.find_spec(name)
+    ]
+    if missing:
+        raise ImportError(
+            f"{source} is a checkpoint that has yet to be exported, which needs {', '.join(missing)}: "
+            f"`pip install 'bgem3[export]'`, or run `bgem3 export {source} FOLDER --precision {precision}` on a machine "
+            "that has it and give the folder here"
+        )

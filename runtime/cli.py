@@ -1,0 +1,273 @@
+"""The command line: `bgem3 export | encode | score | verify | info`."""
+
+import argparse
+import importlib
+import itertools
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, TextIO
+
+from rich.console import Console
+from rich.table import Table
+from tqdm import tqdm
+
+from bgem3.runtime.artifact import PRECISIONS, read_artifact
+from bgem3.runtime.model import DEFAULT_WEIGHTS, BGEM3Model
+from bgem3.runtime.parity import Reference, check_parity
+from bgem3.runtime.published import HUB_ID, compare_published, missed_published
+from bgem3.runtime.session import OUTPUTS
+from bgem3.runtime.writers import check_suffix, write_file, write_jsonl
+
+TEXTS_PER_CHUNK = 4096  # encoded at once: enough to group by length, bounded in memory
+SCORES = ("dense", "sparse", "multivector", "hybrid")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status: 0 done, 1 a check failed, 2 bad input."""
+    parsed = _parser().parse_args(arguments)
+    try:
+        status: int = parsed.command(parsed)
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader of our output has gone, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (ValueError, TypeError, OSError, ImportError, RuntimeError, OverflowError) as error:
+        print(f"bgem3: {error}", file=sys.stderr)
+        return 2
+    return status
+
+
+def run_export(arguments: argparse.Namespace) -> int:
+    """Export a checkpoint to an artifact folder."""
+    try:
+        export = importlib.import_module("bgem3.export")
+    except ImportError as error:
+        raise ImportError(
+            f"exporting needs the export extra ({error}): `pip install 'bgem3[export]'`"
+        ) from error
+    manifest = export.export_model(
+        arguments.source,
+        arguments.target,
+        arguments.precision,
+        portable=arguments.portable,
+        overwrite=arguments.overwrite,
+        show_progress=not arguments.json,
+        cache_dir=arguments.cache_dir,
+    )
+    _show(arguments, manifest, _info_table(manifest, arguments.target))
+    return 0
+
+
+def run_encode(arguments: argparse.Namespace) -> int:
+    """Encode the lines of a file or of standard input."""
+    if arguments.output:
+        check_suffix(arguments.output)
+    with BGEM3Model.load(**_load_options(arguments)) as model, _open_input(arguments.input) as file:
+        chunks = (
+            model.encode(texts, arguments.outputs, arguments.max_length)
+            for texts in _chunks(_read_texts(file, arguments.text_field))
+        )
+        if arguments.output:
+            write_file(chunks, arguments.output)
+        else:
+            write_jsonl(chunks, sys.stdout)
+    return 0
+
+
+def run_score(arguments: argparse.Namespace) -> int:
+    """Score queries with passages."""
+    with BGEM3Model.load(**_load_options(arguments)) as model:
+        scores = model.score(arguments.query, arguments.passage, arguments.weights, arguments.max_length)
+    rows = [
+        {"query": query, "passage": passage} | {name: float(getattr(scores, name)[i, j]) for name in SCORES}
+        for i, query in enumerate(arguments.query)
+        for j, passage in enumerate(arguments.passage)
+    ]
+    table = Table("query", "passage", *SCORES)
+    for row in rows:
+        table.add_row(row["query"], row["passage"], *(f"{row[name]:.4f}" for name in SCORES))
+    _show(arguments, rows, table)
+    return 0
+
+
+def run_verify(arguments: argparse.Namespace) -> int:
+    """Check an artifact's files and compare its outputs with the checkpoint's own."""
+    artifact = read_artifact(arguments.artifact, check_hashes=True)
+    reference = Reference.load(artifact.folder)
+    is_published = arguments.published or artifact.manifest["source"]["id"] == HUB_ID
+    reports: dict[str, dict[str, Any]] = {}
+    for precision, device in artifact.graphs:
+        if arguments.precision in (None, precision):
+            with BGEM3Model.load(artifact.folder, device, precision, arguments.threads) as model:
+                report = check_parity(model, reference, show_progress=not arguments.json)
+                if is_published:
+                    report["published"] = compare_published(model)
+                    report["missed"] += missed_published(report["published"], precision)
+            reports[f"{precision} on {device}"] = report
+    if not reports:
+        raise ValueError(
+            f"{artifact.folder} has no {arguments.precision} graph; `bgem3 info` lists what it has"
+        )
+    _show(arguments, reports, _parity_table(reports))
+    return int(any(report["missed"] for report in reports.values()))
+
+
+def run_info(arguments: argparse.Namespace) -> int:
+    """Show what an artifact folder holds."""
+    manifest = read_artifact(arguments.artifact).manifest
+    _show(arguments, manifest, _info_table(manifest, arguments.artifact))
+    return 0
+
+
+def _show(arguments: argparse.Namespace, data: object, table: Table) -> None:
+    if arguments.json:
+        print(json.dumps(data, indent=2, ensure_ascii=False))
+    else:
+        Console().print(table)
+
+
+def _info_table(manifest: dict[str, Any], folder: Path) -> Table:
+    table = Table("item", "value", title=str(folder), show_header=False)
+    table.add_row(
+        "source", " ".join(filter(None, (manifest["source"]["id"], manifest["source"]["revision"])))
+    )
+    for name, value in manifest["model"].items():
+        table.add_row(name, str(value))
+    for name, entry in manifest["files"].items():
+        table.add_row(name, f"{entry['size'] / 1e6:,.1f} MB")
+    for graph, report in manifest["parity"].items():
+        table.add_row(f"{graph} against the checkpoint", _figures(report))
+    table.add_row("made with", ", ".join(f"{name} {number}" for name, number in manifest["versions"].items()))
+    return table
+
+
+def _parity_table(reports: dict[str, dict[str, Any]]) -> Table:
+    table = Table("graph", "against the reference", "result")
+    for graph, report in reports.items():
+        table.add_row(graph, _figures(report), "; ".join(report["missed"]) or "passed")
+    return table
+
+
+def _figures(report: dict[str, Any]) -> str:
+    shown = {name: value for name, value in report.items() if isinstance(value, float)} | report.get(
+        "published", {}
+    )
+    return "\n".join(
+        f"{name} {value:.9g}" if "cosine" in name else f"{name} {value:.2g}" for name, value in shown.items()
+    )
+
+
+def _load_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    return {
+        "folder": arguments.artifact,
+        "device": arguments.device,
+        "precision": arguments.precision,
+        "n_threads": arguments.threads,
+    }
+
+
+def _open_input(path: Path | None) -> TextIO | nullcontext[TextIO]:
+    return nullcontext(sys.stdin) if path is None else path.open(encoding="utf-8")
+
+
+def _read_texts(file: TextIO, text_field: str | None) -> Iterator[str]:
+    """Yield one text per line: the line itself, or the named field of the JSON object it holds."""
+    for number, line in enumerate(tqdm(file, unit="text", disable=not sys.stderr.isatty()), start=1):
+        if text_field is None:
+            yield line.rstrip("\r\n")
+            continue
+        try:
+            yield json.loads(line)[text_field]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"line {number} is not a JSON object with the field {text_field!r} ({error!r}); name the field with "
+                "--text-field, or leave it out if every line is a text"
+            ) from None
+
+
+def _chunks(texts: Iterator[str]) -> Iterator[list[str]]:
+    """Cut texts into lists; no texts at all give one empty list, so that outputs keep their shape."""
+    yield list(itertools.islice(texts, TEXTS_PER_CHUNK))
+    while chunk := list(itertools.islice(texts, TEXTS_PER_CHUNK)):
+        yield chunk
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="bgem3", description="BGE-M3: three heads, four scores, from ONNX graphs."
+    )
+    parser.add_argument("--version", action="version", version=f"bgem3 {version('bgem3')}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, run: Any) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=run.__doc__, description=run.__doc__)
+        added.set_defaults(command=run)
+        return added
+
+    export = command("export", run_export)
+    export.add_argument("source", help="hub id (BAAI/bge-m3) or checkpoint folder")
+    export.add_argument("target", type=Path, help="artifact folder to make")
+    export.add_argument(
+        "--precision", nargs="+", default=PRECISIONS[:1], choices=PRECISIONS, help="default: fp16"
+    )
+    export.add_argument(
+        "--portable", action="store_true", help="also a graph of standard operators, for other runtimes"
+    )
+    export.add_argument(
+        "--overwrite", action="store_true", help="replace the target if it is an artifact folder"
+    )
+    export.add_argument("--cache-dir", type=Path, help="the hub's download cache")
+
+    encode = command("encode", run_encode)
+    _add_model_options(encode)
+    encode.add_argument("input", type=Path, nargs="?", help="a text per line; default: standard input")
+    encode.add_argument("--text-field", help="read JSON lines and take this field of each")
+    encode.add_argument(
+        "-o", "--output", type=Path, help=".jsonl, .npz or .parquet; default: JSON lines to standard output"
+    )
+    encode.add_argument("--outputs", nargs="+", default=OUTPUTS, choices=OUTPUTS, help="default: all three")
+
+    score = command("score", run_score)
+    _add_model_options(score)
+    score.add_argument("-q", "--query", action="append", required=True, help="may be given more than once")
+    score.add_argument("-p", "--passage", action="append", required=True, help="may be given more than once")
+    score.add_argument(
+        "--weights",
+        type=float,
+        nargs=3,
+        default=DEFAULT_WEIGHTS,
+        metavar=("DENSE", "SPARSE", "MULTIVECTOR"),
+        help="of the hybrid score; default: 0.4 0.2 0.4",
+    )
+
+    verify = command("verify", run_verify)
+    verify.add_argument("artifact", type=Path)
+    verify.add_argument("--precision", choices=PRECISIONS, help="default: every graph there is")
+    verify.add_argument("--threads", type=int, help="default: every CPU the process may use")
+    verify.add_argument(
+        "--published", action="store_true", help="check BGE-M3's published values too (default for it)"
+    )
+
+    info = command("info", run_info)
+    info.add_argument("artifact", type=Path)
+
+    for added in (export, score, verify, info):
+        added.add_argument("--json", action="store_true", help="machine-readable output, no progress bars")
+    return parser
+
+
+def _add_model_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("artifact", type=Path, help="artifact folder")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N; default: auto")
+    parser.add_argument("--precision", choices=PRECISIONS, help="default: the artifact's first")
+    parser.add_argument("--threads", type=int, help="default: every CPU the process may use")
+    parser.add_argument("--max-length", type=int, help="tokens kept per text; default: the model's maximum")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

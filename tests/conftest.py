@@ -1,0 +1,82 @@
+"""Checkpoints and artifacts that tests share, each made once."""
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from bgem3.export import export_model
+from bgem3.runtime import BGEM3Model
+
+ROOT = Path(__file__).parent.parent
+SHARED_TOKENIZER = ROOT.parent / "shared/data/xlm-roberta-tokenizer/tokenizer.json"
+
+
+def load_script(name: str) -> ModuleType:
+    """Import scripts/NAME.py, which is no package."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def demo_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The built-in demo checkpoint, whose scores make sense."""
+    made: Path = load_script("make_demo_checkpoint").make_demo_checkpoint(tmp_path_factory.mktemp("demo"))
+    return made
+
+
+@pytest.fixture(scope="session")
+def demo_artifact(demo_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo checkpoint exported in every form."""
+    folder = tmp_path_factory.mktemp("artifacts") / "demo"
+    export_model(demo_checkpoint, folder, ("fp16", "fp32"), portable=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def demo_model(demo_artifact: Path) -> BGEM3Model:
+    """The demo artifact in fp32."""
+    return BGEM3Model.load(demo_artifact, device="cpu", precision="fp32")
+
+
+@pytest.fixture(scope="session")
+def random_checkpoint(demo_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small random checkpoint: 3 layers, 96 wide, 6 heads, 128 tokens, the demo's tokenizer."""
+    made: Path = load_script("make_random_checkpoint").make_random_checkpoint(
+        demo_checkpoint / "tokenizer.json",
+        tmp_path_factory.mktemp("random"),
+        hidden=96,
+        layers=3,
+        heads=6,
+        intermediate=160,
+        max_length=128,
+        weight_std=0.1,
+    )
+    return made
+
+
+@pytest.fixture(scope="session")
+def random_artifact(random_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The random checkpoint exported as fp16 and fp32."""
+    folder = tmp_path_factory.mktemp("artifacts") / "random"
+    export_model(random_checkpoint, folder, ("fp16", "fp32"))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def random_model(random_artifact: Path) -> BGEM3Model:
+    """The random artifact in fp32."""
+    return BGEM3Model.load(random_artifact, device="cpu", precision="fp32")
+
+
+@pytest.fixture(scope="session")
+def bge_m3_tokenizer() -> Path:
+    """BGE-M3's own tokenizer.json, where the machine has it."""
+    if not SHARED_TOKENIZER.is_file():
+        pytest.skip("BGE-M3's tokenizer.json is not on this machine")
+    return SHARED_TOKENIZER
