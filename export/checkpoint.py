@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from bgem3.runtime.artifact import ModelSpec, sha256_of
+from bgem3.runtime.source import CheckpointError, checkpoint_files, find_checkpoint
 from safetensors import SafetensorError
 from tokenizers import Tokenizer
 from transformers import AutoConfig, AutoTokenizer, XLMRobertaConfig, XLMRobertaModel
 from transformers.utils import logging
-
-from bgem3.runtime.artifact import ModelSpec, sha256_of
-from bgem3.runtime.source import CheckpointError, checkpoint_files, find_checkpoint
 
 
 class BGEM3Torch(torch.nn.Module):
@@ -87,9 +86,7 @@ def load_checkpoint(source: str | Path, cache_dir: str | Path | None = None) -> 
         layer_norm_eps=config.layer_norm_eps,
         **_special_ids(folder, tokenizer, config),
     )
-    return Checkpoint(
-        folder=folder, model=model, tokenizer=tokenizer, spec=spec, source=_source(source, folder)
-    )
+    return Checkpoint(folder=folder, model=model, tokenizer=tokenizer, spec=spec, source=_source(source, folder))
 
 
 def _check_config(config: Any, folder: Path) -> None:
@@ -114,9 +111,7 @@ def _load_backbone(folder: Path, config: XLMRobertaConfig) -> XLMRobertaModel:
             output_loading_info=True,
         )
     except (OSError, SafetensorError, pickle.UnpicklingError, ValueError, RuntimeError, EOFError) as error:
-        raise CheckpointError(
-            f"cannot read the weights in {folder} ({error}); get the checkpoint again"
-        ) from error
+        raise CheckpointError(f"cannot read the weights in {folder} ({error}); get the checkpoint again") from error
     if report["mismatched_keys"]:
         name, found, expected = next(iter(report["mismatched_keys"]))
         raise CheckpointError(
@@ -175,9 +170,7 @@ def _special_ids(folder: Path, tokenizer: Any, config: Any) -> dict[str, int]:
         for role, name in (("cls", "cls"), ("pad", "pad"), ("eos", "eos"), ("unk", "unk"))
     }
     if None in ids.values():
-        raise CheckpointError(
-            f"{folder}: the tokenizer lacks a special token (found {ids}); get the checkpoint again"
-        )
+        raise CheckpointError(f"{folder}: the tokenizer lacks a special token (found {ids}); get the checkpoint again")
     if ids["pad_id"] != config.pad_token_id:
         raise CheckpointError(
             f"{folder}: the tokenizer's pad id is {ids['pad_id']}, config.json's is {config.pad_token_id}; "

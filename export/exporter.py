@@ -13,10 +13,9 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime
-from tqdm import tqdm
-
 from bgem3.export.checkpoint import Checkpoint, load_checkpoint
 from bgem3.export.graph import build_cpu_graph
+from tqdm import tqdm
 
 check_portable = export_portable = None
 from bgem3.export.reference import parity_texts, reference_outputs
@@ -105,13 +104,9 @@ def _check_target(target: Path, overwrite: bool) -> None:
     if not os.path.lexists(target):
         return
     if not overwrite:
-        raise FileExistsError(
-            f"{target} exists; choose another folder, or overwrite it (overwrite=True, --overwrite)"
-        )
+        raise FileExistsError(f"{target} exists; choose another folder, or overwrite it (overwrite=True, --overwrite)")
     if not is_artifact(target):
-        raise FileExistsError(
-            f"{target} is not an artifact folder, so it is not overwritten; choose another folder"
-        )
+        raise FileExistsError(f"{target} is not an artifact folder, so it is not overwritten; choose another folder")
 
 
 @contextmanager
@@ -140,9 +135,7 @@ def _new_folder(target: Path) -> Iterator[Path]:
         raise
 
 
-def _write_precision(
-    checkpoint: Checkpoint, folder: Path, precision: str, show_progress: bool
-) -> dict[str, str]:
+def _write_precision(checkpoint: Checkpoint, folder: Path, precision: str, show_progress: bool) -> dict[str, str]:
     (folder / precision).mkdir()
     n_tensors = sum(1 for _ in encoder_tensors(checkpoint.model))
     with WeightsFile(folder / precision / "weights.bin", DTYPES[precision]) as weights:

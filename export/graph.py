@@ -27,10 +27,9 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper
-
 from bgem3.export.weights import WeightsFile
 from bgem3.runtime.artifact import ModelSpec
+from onnx import TensorProto, helper
 
 OPSETS = {"": 20, "com.microsoft": 1}  # 20 is the first with an exact Gelu
 IR_VERSION = 9
@@ -162,9 +161,7 @@ class _Graph:
         return name
 
     def float32(self, value: str) -> str:
-        return (
-            value if self._weights.dtype == np.float32 else self.node("Cast", [value], to=TensorProto.FLOAT)
-        )
+        return value if self._weights.dtype == np.float32 else self.node("Cast", [value], to=TensorProto.FLOAT)
 
     def weight(self, name: str) -> str:
         return self.float32(self.stored(name))

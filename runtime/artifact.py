@@ -90,13 +90,10 @@ def read_artifact(folder: str | Path, *, check_hashes: bool = False) -> Artifact
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ArtifactError(
-            f"{folder} is not an artifact folder: it has no {MANIFEST}; "
-            "make one with `bgem3 export CHECKPOINT FOLDER`"
+            f"{folder} is not an artifact folder: it has no {MANIFEST}; make one with `bgem3 export CHECKPOINT FOLDER`"
         ) from None
     except ValueError as error:
-        raise ArtifactError(
-            f"{folder / MANIFEST} is not valid JSON ({error}); export the checkpoint again"
-        ) from None
+        raise ArtifactError(f"{folder / MANIFEST} is not valid JSON ({error}); export the checkpoint again") from None
     version = manifest.get("format_version") if isinstance(manifest, dict) else None
     if version != FORMAT_VERSION:
         raise ArtifactError(
@@ -122,9 +119,7 @@ def read_artifact(folder: str | Path, *, check_hashes: bool = False) -> Artifact
 def _check_file(folder: Path, name: str, size: int, sha256: str | None) -> None:
     path = folder / name
     if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or "\\" in name:
-        raise ArtifactError(
-            f"{folder / MANIFEST} names {name!r}, a path out of the folder; do not use this artifact"
-        )
+        raise ArtifactError(f"{folder / MANIFEST} names {name!r}, a path out of the folder; do not use this artifact")
     if not path.is_file():
         raise ArtifactError(f"{path} is missing; copy the whole artifact folder again or export it again")
     found = path.stat().st_size

@@ -1,14 +1,13 @@
 """Puts the micro-batches' results back into the caller's order."""
 
 import numpy as np
-from numpy.typing import NDArray
-from scipy.sparse import csr_array
-
 from bgem3.runtime.artifact import ModelSpec
 from bgem3.runtime.packing import PackedBatch
 from bgem3.runtime.session import Output
 from bgem3.runtime.tokenizer import TokenizedTexts
 from bgem3.scoring import Embeddings, MultiVectors
+from numpy.typing import NDArray
+from scipy.sparse import csr_array
 
 
 class Assembly:
@@ -33,9 +32,9 @@ class Assembly:
         for i, text in enumerate(batch.text_index):
             start, end = batch.cu_seqlens[i : i + 2]
             if self._token_weights is not None:
-                self._token_weights[self._texts.offsets[text] : self._texts.offsets[text + 1]] = arrays[
-                    "sparse"
-                ][start:end]
+                self._token_weights[self._texts.offsets[text] : self._texts.offsets[text + 1]] = arrays["sparse"][
+                    start:end
+                ]
             if self._vectors is not None:
                 self._vectors[text][:] = arrays["multivector"][start - i : end - i - 1]
 
@@ -78,12 +77,8 @@ def lexical_matrix(
     order = np.argsort(key, kind="stable")
     is_first = np.diff(key[order], prepend=-1) != 0
     starts = np.flatnonzero(is_first)
-    weights = (
-        np.maximum.reduceat(token_weights[kept][order], starts) if len(starts) else np.empty(0, np.float32)
-    )
+    weights = np.maximum.reduceat(token_weights[kept][order], starts) if len(starts) else np.empty(0, np.float32)
     entries = order[starts]  # where each entry is first seen
     indptr = np.searchsorted(text[entries], np.arange(len(texts.lengths) + 1))
-    matrix = csr_array(
-        (weights, texts.token_ids[kept][entries], indptr), shape=(len(texts.lengths), spec.vocab_size)
-    )
+    matrix = csr_array((weights, texts.token_ids[kept][entries], indptr), shape=(len(texts.lengths), spec.vocab_size))
     return matrix, np.argsort(entries, kind="stable")

@@ -5,11 +5,10 @@ import importlib.util
 import logging
 from pathlib import Path
 
-from filelock import FileLock
-from platformdirs import user_cache_path
-
 from bgem3.runtime.artifact import is_artifact
 from bgem3.runtime.source import checkpoint_hash, find_checkpoint
+from filelock import FileLock
+from platformdirs import user_cache_path
 
 logger = logging.getLogger(__name__)
 
@@ -50,9 +49,7 @@ def find_or_export(source: str | Path, precision: str, cache_dir: str | Path | N
 
 
 def _require_export_extra(source: str | Path, precision: str) -> None:
-    missing = [
-        name for name in ("torch", "transformers", "onnx", "optimum") if not importlib.util.find_spec(name)
-    ]
+    missing = [name for name in ("torch", "transformers", "onnx", "optimum") if not importlib.util.find_spec(name)]
     if missing:
         raise ImportError(
             f"{source} is a checkpoint that has yet to be exported, which needs {', '.join(missing)}: "

@@ -12,16 +12,15 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TextIO
 
-from rich.console import Console
-from rich.table import Table
-from tqdm import tqdm
-
 from bgem3.runtime.artifact import PRECISIONS, read_artifact
 from bgem3.runtime.model import DEFAULT_WEIGHTS, BGEM3Model
 from bgem3.runtime.parity import Reference, check_parity
 from bgem3.runtime.published import HUB_ID, compare_published, missed_published
 from bgem3.runtime.session import OUTPUTS
 from bgem3.runtime.writers import check_suffix, write_file, write_jsonl
+from rich.console import Console
+from rich.table import Table
+from tqdm import tqdm
 
 TEXTS_PER_CHUNK = 4096  # encoded at once: enough to group by length, bounded in memory
 SCORES = ("dense", "sparse", "multivector", "hybrid")
@@ -47,9 +46,7 @@ def run_export(arguments: argparse.Namespace) -> int:
     try:
         export = importlib.import_module("bgem3.export")
     except ImportError as error:
-        raise ImportError(
-            f"exporting needs the export extra ({error}): `pip install 'bgem3[export]'`"
-        ) from error
+        raise ImportError(f"exporting needs the export extra ({error}): `pip install 'bgem3[export]'`") from error
     manifest = export.export_model(
         arguments.source,
         arguments.target,
@@ -110,9 +107,7 @@ def run_verify(arguments: argparse.Namespace) -> int:
                     report["missed"] += missed_published(report["published"], precision)
             reports[f"{precision} on {device}"] = report
     if not reports:
-        raise ValueError(
-            f"{artifact.folder} has no {arguments.precision} graph; `bgem3 info` lists what it has"
-        )
+        raise ValueError(f"{artifact.folder} has no {arguments.precision} graph; `bgem3 info` lists what it has")
     _show(arguments, reports, _parity_table(reports))
     return int(any(report["missed"] for report in reports.values()))
 
@@ -133,9 +128,7 @@ def _show(arguments: argparse.Namespace, data: object, table: Table) -> None:
 
 def _info_table(manifest: dict[str, Any], folder: Path) -> Table:
     table = Table("item", "value", title=str(folder), show_header=False)
-    table.add_row(
-        "source", " ".join(filter(None, (manifest["source"]["id"], manifest["source"]["revision"])))
-    )
+    table.add_row("source", " ".join(filter(None, (manifest["source"]["id"], manifest["source"]["revision"]))))
     for name, value in manifest["model"].items():
         table.add_row(name, str(value))
     for name, entry in manifest["files"].items():
@@ -154,9 +147,7 @@ def _parity_table(reports: dict[str, dict[str, Any]]) -> Table:
 
 
 def _figures(report: dict[str, Any]) -> str:
-    shown = {name: value for name, value in report.items() if isinstance(value, float)} | report.get(
-        "published", {}
-    )
+    shown = {name: value for name, value in report.items() if isinstance(value, float)} | report.get("published", {})
     return "\n".join(
         f"{name} {value:.9g}" if "cosine" in name else f"{name} {value:.2g}" for name, value in shown.items()
     )
@@ -198,9 +189,7 @@ def _chunks(texts: Iterator[str]) -> Iterator[list[str]]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="bgem3", description="BGE-M3: three heads, four scores, from ONNX graphs."
-    )
+    parser = argparse.ArgumentParser(prog="bgem3", description="BGE-M3: three heads, four scores, from ONNX graphs.")
     parser.add_argument("--version", action="version", version=f"bgem3 {version('bgem3')}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
@@ -212,15 +201,11 @@ def _parser() -> argparse.ArgumentParser:
     export = command("export", run_export)
     export.add_argument("source", help="hub id (BAAI/bge-m3) or checkpoint folder")
     export.add_argument("target", type=Path, help="artifact folder to make")
-    export.add_argument(
-        "--precision", nargs="+", default=PRECISIONS[:1], choices=PRECISIONS, help="default: fp16"
-    )
+    export.add_argument("--precision", nargs="+", default=PRECISIONS[:1], choices=PRECISIONS, help="default: fp16")
     export.add_argument(
         "--portable", action="store_true", help="also a graph of standard operators, for other runtimes"
     )
-    export.add_argument(
-        "--overwrite", action="store_true", help="replace the target if it is an artifact folder"
-    )
+    export.add_argument("--overwrite", action="store_true", help="replace the target if it is an artifact folder")
     export.add_argument("--cache-dir", type=Path, help="the hub's download cache")
 
     encode = command("encode", run_encode)
@@ -249,9 +234,7 @@ def _parser() -> argparse.ArgumentParser:
     verify.add_argument("artifact", type=Path)
     verify.add_argument("--precision", choices=PRECISIONS, help="default: every graph there is")
     verify.add_argument("--threads", type=int, help="default: every CPU the process may use")
-    verify.add_argument(
-        "--published", action="store_true", help="check BGE-M3's published values too (default for it)"
-    )
+    verify.add_argument("--published", action="store_true", help="check BGE-M3's published values too (default for it)")
 
     info = command("info", run_info)
     info.add_argument("artifact", type=Path)

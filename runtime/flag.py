@@ -5,13 +5,12 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
-
 from bgem3.runtime.cache import find_or_export
 from bgem3.runtime.model import BGEM3Model, pair_scores, split_pairs
 from bgem3.runtime.session import Output
 from bgem3.scoring import Scores, multivector_pair_scores
 from bgem3.scoring.hybrid import check_weights
+from numpy.typing import NDArray
 
 LexicalWeights: TypeAlias = Mapping[str, float]
 KEYS: dict[Output, str] = {"dense": "dense_vecs", "sparse": "lexical_weights", "multivector": "colbert_vecs"}
@@ -78,18 +77,14 @@ class BGEM3FlagModel:
             ("pooling_method", pooling_method, "cls"),
         ):
             if value != supported:
-                raise ValueError(
-                    f"{name}={value!r} would change the results and is not supported; use {supported!r}"
-                )
+                raise ValueError(f"{name}={value!r} would change the results and is not supported; use {supported!r}")
         device = _one_device(devices)
         precision = "fp16" if use_fp16 else "fp32"
         folder = find_or_export(model_name_or_path, precision, cache_dir)
         self.model = BGEM3Model.load(folder, device=device, precision=precision)
         spec = self.model.spec
         if colbert_dim > 0 and colbert_dim != spec.multivector_size:
-            raise ValueError(
-                f"colbert_dim must be -1 or the head's {spec.multivector_size}, found {colbert_dim}"
-            )
+            raise ValueError(f"colbert_dim must be -1 or the head's {spec.multivector_size}, found {colbert_dim}")
         if truncate_dim is not None and not 1 <= truncate_dim <= spec.hidden_size:
             raise ValueError(f"truncate_dim must be from 1 to {spec.hidden_size}, found {truncate_dim}")
         self.query_instruction_for_retrieval = query_instruction_for_retrieval
@@ -157,9 +152,7 @@ class BGEM3FlagModel:
         """Encode queries, each after the query instruction if there is one; otherwise as :meth:`encode`."""
         instructed = _instruct(queries, self.query_instruction_for_retrieval, self.query_instruction_format)
         max_length = self.query_max_length if max_length is None else max_length
-        return self.encode(
-            instructed, batch_size, max_length, return_dense, return_sparse, return_colbert_vecs
-        )
+        return self.encode(instructed, batch_size, max_length, return_dense, return_sparse, return_colbert_vecs)
 
     def encode_corpus(
         self,
@@ -171,12 +164,8 @@ class BGEM3FlagModel:
         return_colbert_vecs: bool | None = None,
     ) -> dict[str, Any]:
         """Encode passages, each after the passage instruction if there is one; otherwise as :meth:`encode`."""
-        instructed = _instruct(
-            corpus, self.passage_instruction_for_retrieval, self.passage_instruction_format
-        )
-        return self.encode(
-            instructed, batch_size, max_length, return_dense, return_sparse, return_colbert_vecs
-        )
+        instructed = _instruct(corpus, self.passage_instruction_for_retrieval, self.passage_instruction_format)
+        return self.encode(instructed, batch_size, max_length, return_dense, return_sparse, return_colbert_vecs)
 
     def compute_score(
         self,
@@ -236,14 +225,9 @@ class BGEM3FlagModel:
         """
         if isinstance(lexical_weights_1, Mapping) and isinstance(lexical_weights_2, Mapping):
             weights_2 = lexical_weights_2
-            return sum(
-                weight * weights_2[token] for token, weight in lexical_weights_1.items() if token in weights_2
-            )
+            return sum(weight * weights_2[token] for token, weight in lexical_weights_1.items() if token in weights_2)
         if isinstance(lexical_weights_1, list) and isinstance(lexical_weights_2, list):
-            rows = [
-                [self.compute_lexical_matching_score(a, b) for b in lexical_weights_2]
-                for a in lexical_weights_1
-            ]
+            rows = [[self.compute_lexical_matching_score(a, b) for b in lexical_weights_2] for a in lexical_weights_1]
             return np.array(rows)
         raise ValueError(
             "lexical weights must be two dicts or two lists of dicts, found "

@@ -4,8 +4,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 
-from tqdm import tqdm
-
 from bgem3.runtime.artifact import Artifact, ModelSpec, read_artifact
 from bgem3.runtime.assembly import Assembly
 from bgem3.runtime.packing import pack, plan_batches
@@ -24,6 +22,7 @@ from bgem3.scoring import (
     sparse_scores,
 )
 from bgem3.scoring.hybrid import check_weights
+from tqdm import tqdm
 
 DEFAULT_WEIGHTS: Weights = (0.4, 0.2, 0.4)
 CPU_TOKEN_BUDGET = 1024  # GEMMs reach their full rate well below this; activations still fit a large cache
@@ -156,8 +155,7 @@ class BGEM3Model:
         """
         weights = check_weights(weights)
         query, passage = (
-            self.encode(texts, max_length=max_length, show_progress=show_progress)
-            for texts in (queries, passages)
+            self.encode(texts, max_length=max_length, show_progress=show_progress) for texts in (queries, passages)
         )
         dense = dense_scores(query.dense, passage.dense)
         sparse = sparse_scores(query.sparse, passage.sparse)

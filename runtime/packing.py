@@ -8,9 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
-
 from bgem3.runtime.tokenizer import TokenizedTexts
+from numpy.typing import NDArray
 
 MAX_MASKED_SCORES = 1 << 22  # attention scores per head of a padded micro-batch: 16 MiB each
 
@@ -56,9 +55,7 @@ def plan_batches(lengths: NDArray[np.int64], token_budget: int) -> Iterator[NDAr
     start = 0
     while start < len(order):
         longest = lengths[start]
-        fitting = (
-            np.searchsorted(n_tokens_before, n_tokens_before[start] + token_budget, side="right") - 1 - start
-        )
+        fitting = np.searchsorted(n_tokens_before, n_tokens_before[start] + token_budget, side="right") - 1 - start
         of_one_length = np.searchsorted(-lengths, -longest, side="right") - start  # these need no mask
         n_texts = max(1, min(int(fitting), max(int(of_one_length), int(MAX_MASKED_SCORES // longest**2))))
         yield order[start : start + n_texts]
@@ -85,9 +82,7 @@ def pack(texts: TokenizedTexts, text_index: NDArray[np.int64], pad_id: int) -> P
     )
 
 
-def position_ids(
-    token_ids: NDArray[np.int64], cu_seqlens: NDArray[np.int64], pad_id: int
-) -> NDArray[np.int64]:
+def position_ids(token_ids: NDArray[np.int64], cu_seqlens: NDArray[np.int64], pad_id: int) -> NDArray[np.int64]:
     """Number tokens as XLM-R does: ``cumsum(ids != pad) * (ids != pad) + pad`` within each text.
 
     A literal ``<pad>`` in a text gets position ``pad_id`` and does not advance the count.

@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
-from scipy.sparse import csr_array
-
 from bgem3.runtime.artifact import ArtifactError
 from bgem3.runtime.model import BGEM3Model
 from bgem3.scoring import Embeddings
+from numpy.typing import NDArray
+from scipy.sparse import csr_array
 
 REFERENCE_FILE = "reference.npz"
 
@@ -124,9 +123,7 @@ def missed_bounds(report: dict[str, Any], bounds: dict[str, float]) -> list[str]
         return ["the tokenizer splits texts otherwise than the reference"]
     missed = []
     for name, bound in bounds.items():
-        is_kept = (
-            report[name] >= bound if name.endswith("cosine") else report[name] <= bound
-        )  # NaN keeps none
+        is_kept = report[name] >= bound if name.endswith("cosine") else report[name] <= bound  # NaN keeps none
         if not is_kept:
             missed.append(f"{name} is {report[name]:.3g}, its bound {bound:g}")
     return missed

@@ -7,10 +7,9 @@ from types import ModuleType
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
-
 from bgem3.runtime.artifact import Artifact, ArtifactError
 from bgem3.runtime.packing import PackedBatch
+from numpy.typing import NDArray
 
 Output = Literal["dense", "sparse", "multivector"]
 OUTPUTS: tuple[Output, ...] = ("dense", "sparse", "multivector")
@@ -28,9 +27,7 @@ class EncoderSession:
     precision : the precision of the stored weights
     """
 
-    def __init__(
-        self, artifact: Artifact, *, device: str, precision: str | None, n_threads: int | None
-    ) -> None:
+    def __init__(self, artifact: Artifact, *, device: str, precision: str | None, n_threads: int | None) -> None:
         runtime = import_onnxruntime()
         self.device = choose_device(device, runtime.get_available_providers())
         self.precision, path = artifact.graph(precision, self.device)

@@ -6,10 +6,9 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+from bgem3.runtime.artifact import ArtifactError, ModelSpec
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
-
-from bgem3.runtime.artifact import ArtifactError, ModelSpec
 
 TEXTS_PER_CHUNK = 1024  # bounds the tokenizer's bookkeeping, which is far larger than the ids
 
@@ -41,9 +40,7 @@ class TextTokenizer:
         try:
             self._tokenizer = Tokenizer.from_file(str(path))
         except Exception as error:  # tokenizers raises bare Exception for every malformed file
-            raise ArtifactError(
-                f"{path} is not a tokenizer file ({error}); export the checkpoint again"
-            ) from None
+            raise ArtifactError(f"{path} is not a tokenizer file ({error}); export the checkpoint again") from None
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._spec = spec

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import numpy as np
-from scipy.sparse import vstack
-
 from bgem3.scoring import Embeddings
+from scipy.sparse import vstack
 
 SUFFIXES = (".jsonl", ".npz", ".parquet")
 
@@ -91,9 +90,7 @@ def _write_npz(chunks: list[Embeddings], path: Path) -> None:
         arrays |= {f"sparse_{part}": getattr(sparse, part) for part in ("data", "indices", "indptr", "shape")}
     if "multivector" in outputs:
         arrays["multivector"] = np.concatenate([chunk.multivector.packed for chunk in chunks])
-        arrays["multivector_offsets"] = np.concatenate(
-            [[0], np.cumsum(arrays["n_tokens"].astype(np.int64) - 1)]
-        )
+        arrays["multivector_offsets"] = np.concatenate([[0], np.cumsum(arrays["n_tokens"].astype(np.int64) - 1)])
     with path.open("wb") as file:
         np.savez(file, **arrays)
 
@@ -103,9 +100,7 @@ def _write_parquet(chunks: Iterable[Embeddings], path: Path) -> None:
         import pyarrow
         import pyarrow.parquet
     except ImportError as error:
-        raise ImportError(
-            "writing .parquet needs pyarrow: `pip install 'bgem3[parquet]'`, or write .jsonl"
-        ) from error
+        raise ImportError("writing .parquet needs pyarrow: `pip install 'bgem3[parquet]'`, or write .jsonl") from error
     types = {
         "dense": pyarrow.list_(pyarrow.float32()),
         "sparse": pyarrow.map_(pyarrow.string(), pyarrow.float32()),
@@ -115,9 +110,7 @@ def _write_parquet(chunks: Iterable[Embeddings], path: Path) -> None:
     writer = None
     for chunk in chunks:
         schema = pyarrow.schema(fields | {name: types[name] for name in chunk.outputs})
-        rows = [
-            row | ({"sparse": list(row["sparse"].items())} if "sparse" in row else {}) for row in _rows(chunk)
-        ]
+        rows = [row | ({"sparse": list(row["sparse"].items())} if "sparse" in row else {}) for row in _rows(chunk)]
         writer = writer or pyarrow.parquet.ParquetWriter(path, schema)
         writer.write_table(pyarrow.Table.from_pylist(rows, schema=schema))
     if writer is not None:

@@ -4,9 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-def dense_scores(
-    query_vectors: NDArray[np.floating], passage_vectors: NDArray[np.floating]
-) -> NDArray[np.float32]:
+def dense_scores(query_vectors: NDArray[np.floating], passage_vectors: NDArray[np.floating]) -> NDArray[np.float32]:
     """Score every query with every passage: ``e_q · e_p`` (arXiv 2402.03216, section 3.2).
 
     Parameters

@@ -44,14 +44,10 @@ def hybrid_scores(
     w_dense, w_sparse, w_multivector = check_weights(weights)
     arrays = [np.asarray(a, dtype=np.float32) for a in (dense, sparse, multivector)]
     if not arrays[0].shape == arrays[1].shape == arrays[2].shape:
-        raise ValueError(
-            f"the three scores must have one shape, found {', '.join(str(a.shape) for a in arrays)}"
-        )
+        raise ValueError(f"the three scores must have one shape, found {', '.join(str(a.shape) for a in arrays)}")
     total = np.float32(w_dense + w_sparse + w_multivector)
     weighted = (
-        np.float32(w_dense) * arrays[0]
-        + np.float32(w_sparse) * arrays[1]
-        + np.float32(w_multivector) * arrays[2]
+        np.float32(w_dense) * arrays[0] + np.float32(w_sparse) * arrays[1] + np.float32(w_multivector) * arrays[2]
     )
     return np.asarray(weighted / total, dtype=np.float32)
 
@@ -60,9 +56,7 @@ def check_weights(weights: Weights) -> Weights:
     """Return ``weights`` as three floats, or raise ValueError saying what is wrong with them."""
     values = tuple(float(w) for w in weights)
     if len(values) != 3:
-        raise ValueError(
-            f"weights must be three numbers (dense, sparse, multi-vector), found {len(values)}: {weights}"
-        )
+        raise ValueError(f"weights must be three numbers (dense, sparse, multi-vector), found {len(values)}: {weights}")
     if not np.isfinite(values).all():
         raise ValueError(f"weights must be finite, found {weights}")
     if sum(values) == 0:

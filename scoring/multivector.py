@@ -57,9 +57,7 @@ class MultiVectors(Sequence[NDArray[np.float32]]):
         return (self[i] for i in range(len(self)))
 
     def __repr__(self) -> str:
-        return (
-            f"MultiVectors({len(self)} texts, {self.packed.shape[0]} vectors of {self.packed.shape[1]} dims)"
-        )
+        return f"MultiVectors({len(self)} texts, {self.packed.shape[0]} vectors of {self.packed.shape[1]} dims)"
 
 
 def multivector_scores(

@@ -1,4 +1,3 @@
-# ruff: noqa: RUF001 - the corpus is meant to hold letters that look like Latin ones
 """Make a tiny checkpoint in BGE-M3's format whose scores make sense without training.
 
 - Hidden dimension 0 carries a token's *rarity*, dimensions 1 and 2 are *markers*, the rest is *content*.
