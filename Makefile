@@ -31,11 +31,10 @@ lint: setup ## ruff: lint and format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-types: setup ## mypy and pyright, strict
+types: setup ## mypy, strict
 	mkdir -p .types/bgem3
 	for stage in export runtime scoring; do ln -sfn ../../$$stage .types/bgem3/$$stage; done
 	$(BIN)/mypy
-	$(BIN)/pyright
 
 bench: setup ## tokens per second beside FlagEmbedding, full size (see --help for the options)
 	$(BIN)/python scripts/bench_throughput.py

@@ -123,7 +123,8 @@ def _load_backbone(folder: Path, config: XLMRobertaConfig) -> XLMRobertaModel:
             f"{folder}: {len(report['missing_keys'])} tensors are missing, such as {min(report['missing_keys'])}; "
             "get the checkpoint again"
         )
-    return model
+    backbone: XLMRobertaModel = model
+    return backbone
 
 
 def _load_head(path: Path, n_inputs: int, n_outputs: int | None = None) -> torch.nn.Linear:

@@ -109,7 +109,7 @@ def _layer(graph: "_Graph", spec: ModelSpec, layer: int, states: str, *, is_last
 
 def _attention(graph: "_Graph", spec: ModelSpec, slots: list[str]) -> str:
     """Attend within each text, (B, S, D) to (B, S, D); the mask is used only where there is padding."""
-    settings = {
+    settings: dict[str, Any] = {
         "domain": "com.microsoft",
         "num_heads": spec.n_heads,
         "mask_filter_value": float(np.finfo(np.float32).min),

@@ -10,14 +10,15 @@ import math
 import tempfile
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import torch
 from numpy.typing import NDArray
-from optimum.exporters.onnx.base import OnnxConfig  # type: ignore[import-untyped]
-from optimum.exporters.onnx.convert import export  # type: ignore[import-untyped]
-from optimum.utils import NormalizedTextConfig  # type: ignore[import-untyped]
+from optimum.exporters.onnx.base import OnnxConfig
+from optimum.exporters.onnx.convert import export
+from optimum.utils import NormalizedTextConfig
 
 __all__ = ["export_portable"]
 
@@ -56,7 +57,7 @@ class PaddedModel(torch.nn.Module):
         self.backbone = copied.get_submodule("backbone")
         self.sparse_linear = copied.get_submodule("sparse_linear")
         self.colbert_linear = copied.get_submodule("colbert_linear")
-        self.config = self.backbone.config
+        self.config: Any = self.backbone.config
         self.weights = {name: self._turn(name, weight) for name, weight in self.state_dict().items()}
         for name in self.weights:
             module, leaf = self._locate(name)
@@ -202,7 +203,8 @@ def _check_weights(weights: dict[str, torch.Tensor]) -> None:
 def _trace(model: PaddedModel) -> onnx.ModelProto:
     """Trace the model with optimum; its weights are inputs of the graph."""
     with tempfile.TemporaryDirectory() as scratch, warnings.catch_warnings():
-        # transformers makes the attention mask from a constant 1.0; optimum uses torch's TorchScript exporter
+        # a check of padding_idx in torch; the 1.0 in transformers' mask; torch's TorchScript exporter
+        warnings.filterwarnings("ignore", "Converting a tensor to a Python", module="torch.nn.functional")
         warnings.filterwarnings("ignore", "torch.tensor results are registered as constants")
         warnings.simplefilter("ignore", DeprecationWarning)
         path = Path(scratch) / MODEL_FILE
@@ -214,12 +216,8 @@ def _trace(model: PaddedModel) -> onnx.ModelProto:
 def _check_constants(graph: onnx.GraphProto) -> None:
     """Raise RuntimeError if a tensor of the model became a constant of the graph."""
     names = [tensor.name for tensor in graph.initializer]
-    names += [
-        node.name
-        for node in graph.node
-        for attribute in node.attribute
-        if math.prod(attribute.t.dims) > MAX_CONSTANT_SIZE
-    ]
+    for node in graph.node:
+        names += [node.name for value in node.attribute if math.prod(value.t.dims) > MAX_CONSTANT_SIZE]
     if names:
         raise RuntimeError(
             f"the traced graph holds tensors that are not in the model's state dict: {', '.join(names)}; "

@@ -42,7 +42,8 @@ def last_states(model: BGEM3Torch, token_ids: list[int]) -> torch.Tensor:
     """Return the last hidden state of one text, (T, D) float32."""
     ids = torch.tensor([token_ids])
     with torch.inference_mode():
-        return model.backbone(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state[0]
+        states: torch.Tensor = model.backbone(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state
+    return states[0]
 
 
 def _lexical_weights(checkpoint: Checkpoint, token_ids: list[int], states: torch.Tensor) -> dict[int, float]:

@@ -6,11 +6,27 @@ from types import TracebackType
 
 import numpy as np
 import onnx
-import torch
 from bgem3.export.checkpoint import BGEM3Torch
 from numpy.typing import NDArray
 
 ALIGNMENT = 64  # bytes; lets ONNX Runtime map the tensors and use aligned vector loads
+
+# From state dict names to the graphs' names; longer names before their parts.
+GRAPH_NAMES = {
+    "backbone.embeddings.word_embeddings.weight": "embeddings.word",
+    "backbone.embeddings.position_embeddings.weight": "embeddings.position",
+    "backbone.embeddings.token_type_embeddings.weight": "embeddings.type",
+    "backbone.embeddings.LayerNorm": "embeddings.norm",
+    "backbone.encoder.": "",
+    "attention.self.": "",
+    "attention.output.dense": "attention_output",
+    "attention.output.LayerNorm": "attention_norm",
+    "intermediate.dense": "intermediate",
+    "output.dense": "output",
+    "output.LayerNorm": "output_norm",
+    "sparse_linear": "sparse",
+    "colbert_linear": "multivector",
+}
 
 
 class WeightsFile:
@@ -43,7 +59,7 @@ class WeightsFile:
         if not np.isfinite(stored).all():
             raise OverflowError(
                 f"weight {name!r} reaches {np.abs(values).max():.4g}, beyond the largest {self.dtype} number "
-                f"({np.finfo(self.dtype).max}); export with precisions=('fp32',)"
+                f"({np.finfo(np.float16).max}); export with precisions=('fp32',)"
             )
         self._file.write(b"\0" * (-self._file.tell() % ALIGNMENT))
         tensor = onnx.TensorProto(
@@ -76,23 +92,12 @@ class WeightsFile:
 
 def encoder_tensors(model: BGEM3Torch) -> Iterator[tuple[str, NDArray[np.float32]]]:
     """Yield the tensors that the graphs use, by the graphs' names; linear weights as (in, out)."""
-    embeddings = model.backbone.embeddings
-    yield "embeddings.word", embeddings.word_embeddings.weight.numpy()
-    yield "embeddings.position", embeddings.position_embeddings.weight.numpy()
-    yield "embeddings.type", embeddings.token_type_embeddings.weight[0].numpy()  # XLM-R has one type
-    modules: dict[str, torch.nn.Module] = {"embeddings.norm": embeddings.LayerNorm}
-    for i, layer in enumerate(model.backbone.encoder.layer):
-        modules |= {
-            f"layer.{i}.query": layer.attention.self.query,
-            f"layer.{i}.key": layer.attention.self.key,
-            f"layer.{i}.value": layer.attention.self.value,
-            f"layer.{i}.attention_output": layer.attention.output.dense,
-            f"layer.{i}.attention_norm": layer.attention.output.LayerNorm,
-            f"layer.{i}.intermediate": layer.intermediate.dense,
-            f"layer.{i}.output": layer.output.dense,
-            f"layer.{i}.output_norm": layer.output.LayerNorm,
-        }
-    modules |= {"sparse": model.sparse_linear, "multivector": model.colbert_linear}
-    for name, module in modules.items():
-        for parameter, tensor in module.state_dict().items():
-            yield f"{name}.{parameter}", tensor.numpy().T
+    for key, tensor in model.state_dict().items():
+        name = key
+        for found, replacement in GRAPH_NAMES.items():
+            name = name.replace(found, replacement)
+        values = tensor.numpy()
+        if name == "embeddings.type":
+            values = values[0]  # XLM-R has one type
+        is_linear = name.endswith(".weight") and values.ndim == 2
+        yield name, values.T if is_linear else values

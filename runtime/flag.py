@@ -191,7 +191,7 @@ class BGEM3FlagModel:
         if len(sentence_pairs) == 0:
             return []
         is_one_pair = isinstance(sentence_pairs[0], str)
-        queries, passages = split_pairs([sentence_pairs] if is_one_pair else sentence_pairs)  # type: ignore[list-item]
+        queries, passages = split_pairs([sentence_pairs] if is_one_pair else sentence_pairs)  # type: ignore[arg-type, list-item]
         weights = check_weights(weights_for_different_modes or (1.0, 1.0, 1.0))
         lengths = (
             self.query_max_length if max_query_length is None else max_query_length,
@@ -273,7 +273,7 @@ class BGEM3FlagModel:
         if self.truncate_dim is None:
             return vectors
         kept = vectors[:, : self.truncate_dim]
-        return kept / np.maximum(np.linalg.norm(kept, axis=1, keepdims=True), 1e-12)
+        return np.asarray(kept / np.maximum(np.linalg.norm(kept, axis=1, keepdims=True), 1e-12))
 
 
 def _one_device(devices: str | int | Sequence[str] | Sequence[int] | None) -> str:

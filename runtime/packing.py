@@ -90,4 +90,4 @@ def position_ids(token_ids: NDArray[np.int64], cu_seqlens: NDArray[np.int64], pa
     is_counted = token_ids != pad_id
     counted = np.cumsum(is_counted)
     before = np.repeat((counted - is_counted)[cu_seqlens[:-1]], np.diff(cu_seqlens))
-    return (counted - before) * is_counted + pad_id
+    return np.asarray((counted - before) * is_counted + pad_id)

@@ -111,7 +111,7 @@ def compare(found: Embeddings, reference: Reference) -> dict[str, Any]:
         cosines = np.einsum("nd,nd->n", ours, theirs, dtype=np.float64)
         report[f"{name}_max_difference"] = float(np.abs(ours - theirs).max())
         report[f"{name}_min_cosine"] = float(np.nan_to_num(cosines, nan=-1.0).min())
-    largest = max(float(reference.sparse.data.max(initial=0.0)), np.finfo(np.float32).tiny)
+    largest = float(reference.sparse.data.max(initial=np.finfo(np.float32).tiny))
     difference = abs(found.sparse - reference.sparse)
     report["sparse_max_difference"] = float(difference.data.max(initial=0.0)) / largest
     return report

@@ -3,8 +3,7 @@
 import logging
 import os
 from pathlib import Path
-from types import ModuleType
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from bgem3.runtime.artifact import Artifact, ArtifactError
@@ -28,7 +27,7 @@ class EncoderSession:
     """
 
     def __init__(self, artifact: Artifact, *, device: str, precision: str | None, n_threads: int | None) -> None:
-        runtime = import_onnxruntime()
+        runtime = _import_onnxruntime()
         self.device = choose_device(device, runtime.get_available_providers())
         self.precision, path = artifact.graph(precision, self.device)
         if device == "auto":
@@ -88,7 +87,7 @@ def available_cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def import_onnxruntime() -> ModuleType:
+def _import_onnxruntime() -> Any:
     """Import onnxruntime when it is first needed, or say what to install."""
     try:
         import onnxruntime
@@ -100,7 +99,7 @@ def import_onnxruntime() -> ModuleType:
     return onnxruntime
 
 
-def _open_session(runtime: ModuleType, path: Path, n_threads: int) -> "onnxruntime.InferenceSession":  # noqa: F821
+def _open_session(runtime: Any, path: Path, n_threads: int) -> Any:
     options = runtime.SessionOptions()
     options.intra_op_num_threads = n_threads
     options.inter_op_num_threads = 1

@@ -73,7 +73,8 @@ class TextTokenizer:
 
     def token(self, token_id: int) -> str:
         """Return a token id's text as decoding gives it (the word-start mark is dropped)."""
-        return self._tokenizer.decode([token_id], skip_special_tokens=False)
+        token: str = self._tokenizer.decode([token_id], skip_special_tokens=False)
+        return token
 
     def _check_max_length(self, max_length: int) -> None:
         if isinstance(max_length, bool) or not isinstance(max_length, (int, np.integer)):

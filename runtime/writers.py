@@ -78,7 +78,7 @@ def _rows(chunk: Embeddings) -> Iterator[dict[str, Any]]:
 
 
 def _write_npz(chunks: list[Embeddings], path: Path) -> None:
-    arrays = {
+    arrays: dict[str, Any] = {
         "n_tokens": np.concatenate([chunk.n_tokens for chunk in chunks]),
         "truncated": np.concatenate([chunk.truncated for chunk in chunks]),
     }

@@ -60,7 +60,7 @@ def dense_pair_scores(
         raise ValueError(
             f"pairs need as many queries as passages, found {len(query_vectors)} and {len(passage_vectors)}"
         )
-    return np.einsum("nd,nd->n", query_vectors, passage_vectors)
+    return np.asarray(np.einsum("nd,nd->n", query_vectors, passage_vectors), np.float32)
 
 
 def _check(

@@ -1,5 +1,6 @@
 """Hybrid score: the weighted mean of the other three."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -52,7 +53,7 @@ def hybrid_scores(
     return np.asarray(weighted / total, dtype=np.float32)
 
 
-def check_weights(weights: Weights) -> Weights:
+def check_weights(weights: Sequence[float]) -> Weights:
     """Return ``weights`` as three floats, or raise ValueError saying what is wrong with them."""
     values = tuple(float(w) for w in weights)
     if len(values) != 3:
@@ -61,7 +62,7 @@ def check_weights(weights: Weights) -> Weights:
         raise ValueError(f"weights must be finite, found {weights}")
     if sum(values) == 0:
         raise ValueError(f"weights must not sum to 0 (their sum divides the score), found {weights}")
-    return values
+    return values[0], values[1], values[2]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -33,7 +33,7 @@ def sparse_scores(query_weights: csr_array, passage_weights: csr_array) -> NDArr
     [[0.5, 0.5]]
     """
     query_weights, passage_weights = _check(query_weights, passage_weights)
-    return (query_weights @ passage_weights.T).toarray()  # (Q, P)
+    return np.asarray((query_weights @ passage_weights.T).toarray())  # (Q, P)
 
 
 def sparse_pair_scores(query_weights: csr_array, passage_weights: csr_array) -> NDArray[np.float32]:
