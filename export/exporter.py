@@ -15,14 +15,14 @@ import onnx
 import onnxruntime
 from bgem3.export.checkpoint import Checkpoint, load_checkpoint
 from bgem3.export.graph import build_cpu_graph
-from tqdm import tqdm
-
-check_portable = export_portable = None
+from bgem3.export.portable import export_portable
 from bgem3.export.reference import parity_texts, reference_outputs
 from bgem3.export.weights import WeightsFile, encoder_tensors
-from bgem3.runtime.artifact import FORMAT_VERSION, MANIFEST, PRECISIONS, is_artifact, sha256_of
+from bgem3.runtime.artifact import FORMAT_VERSION, MANIFEST, PRECISIONS, ModelSpec, is_artifact, sha256_of
 from bgem3.runtime.model import BGEM3Model
 from bgem3.runtime.parity import ParityError, Reference, check_parity
+from bgem3.runtime.portable import PORTABLE, check_portable
+from tqdm import tqdm
 
 DTYPES: dict[str, type[np.float16] | type[np.float32]] = {"fp16": np.float16, "fp32": np.float32}
 LIBRARIES = ("bgem3", "numpy", "onnx", "optimum-onnx", "tokenizers", "torch", "transformers")
@@ -80,14 +80,13 @@ def export_model(
         shutil.copyfile(checkpoint.folder / "tokenizer.json", folder / "tokenizer.json")
         graphs = [_write_precision(checkpoint, folder, precision, show_progress) for precision in precisions]
         if portable:
-            (folder / "portable").mkdir()
-            export_portable(checkpoint.model, folder / "portable")
+            export_portable(checkpoint.model, folder / Path(PORTABLE).parent)
         reference = reference_outputs(checkpoint, parity_texts(checkpoint), show_progress=show_progress)
         reference.save(folder)
         manifest = _manifest(checkpoint, folder, graphs)
         del checkpoint  # its float32 weights, before the sessions take their own
         _write_manifest(folder, manifest)
-        manifest["parity"] = _verify(folder, graphs, portable, reference, show_progress)
+        manifest["parity"] = _verify(folder, manifest, reference, show_progress)
         _write_manifest(folder, manifest)
     return manifest
 
@@ -171,15 +170,17 @@ def _write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
 
 
 def _verify(
-    folder: Path, graphs: list[dict[str, str]], portable: bool, reference: Reference, show_progress: bool
-) -> dict[str, Any]:
+    folder: Path, manifest: dict[str, Any], reference: Reference, show_progress: bool
+) -> dict[str, dict[str, Any]]:
+    """Compare every graph of the folder with the reference; raise ParityError if one misses its bounds."""
     parity = {}
-    for graph in graphs:
-        with BGEM3Model.load(folder, device=graph["device"], precision=graph["precision"]) as model:
+    for graph in manifest["graphs"]:
+        with BGEM3Model.load(folder, graph["device"], graph["precision"]) as model:
             parity[graph["file"]] = check_parity(model, reference, show_progress=show_progress)
-    if portable:
-        parity["portable/model.onnx"] = check_portable(folder, reference)
-    for graph_file, report in parity.items():
+    if (folder / PORTABLE).is_file():
+        spec = ModelSpec(**manifest["model"])
+        parity[PORTABLE] = check_portable(folder, spec, reference, show_progress=show_progress)
+    for file, report in parity.items():
         if report["missed"]:
-            raise ParityError(f"{graph_file} is too far from the checkpoint: {'; '.join(report['missed'])}")
+            raise ParityError(f"{file} is too far from the checkpoint: {'; '.join(report['missed'])}")
     return parity

@@ -15,17 +15,15 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
-from numpy.typing import NDArray
+from bgem3.export.checkpoint import BGEM3Torch
+from bgem3.export.weights import WeightsFile
 from optimum.exporters.onnx.base import OnnxConfig
 from optimum.exporters.onnx.convert import export
 from optimum.utils import NormalizedTextConfig
 
-__all__ = ["export_portable"]
-
 MODEL_FILE = "model.onnx"
 WEIGHTS_FILE = "weights.bin"
 OPSET = 17  # the first with LayerNormalization
-ALIGNMENT = 64  # bytes
 MAX_CONSTANT_SIZE = 8  # elements; the tracer's own constants are scalars, axes and shapes
 NORM_FLOOR = 1e-12  # torch.nn.functional.normalize's eps
 DESCRIPTION = (
@@ -42,7 +40,7 @@ class PaddedModel(torch.nn.Module):
 
     Parameters
     ----------
-    model : torch.nn.Module
+    model : BGEM3Torch
         As `export_portable` takes it. Its modules are copied, its weights are shared; it is left as it was.
 
     Attributes
@@ -51,12 +49,12 @@ class PaddedModel(torch.nn.Module):
         By state dict name, in the layout of the graph: those of linear layers are (in, out), for MatMul.
     """
 
-    def __init__(self, model: torch.nn.Module) -> None:
+    def __init__(self, model: BGEM3Torch) -> None:
         super().__init__()
         copied = copy.deepcopy(model, {id(weight): weight for weight in model.parameters()})
-        self.backbone = copied.get_submodule("backbone")
-        self.sparse_linear = copied.get_submodule("sparse_linear")
-        self.colbert_linear = copied.get_submodule("colbert_linear")
+        self.backbone = copied.backbone
+        self.sparse_linear = copied.sparse_linear
+        self.colbert_linear = copied.colbert_linear
         self.config: Any = self.backbone.config
         self.weights = {name: self._turn(name, weight) for name, weight in self.state_dict().items()}
         for name in self.weights:
@@ -141,7 +139,7 @@ class PaddedOnnxConfig(OnnxConfig):  # type: ignore[misc]
         return {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids), "weights": weights}
 
 
-def export_portable(model: torch.nn.Module, folder: Path) -> None:
+def export_portable(model: BGEM3Torch, folder: Path) -> None:
     """Write ``model.onnx`` and its ``weights.bin``, for any runtime of standard ONNX (opset 17, float32).
 
     | input            | type, shape                  | meaning                                              |
@@ -161,21 +159,17 @@ def export_portable(model: torch.nn.Module, folder: Path) -> None:
 
     Parameters
     ----------
-    model : torch.nn.Module
-        Has ``backbone`` (a transformers ``XLMRobertaModel``), ``sparse_linear`` (D -> 1) and
-        ``colbert_linear`` (D -> M), float32 on the CPU. Traced in evaluation mode, and left as it was.
+    model : BGEM3Torch
+        Traced in evaluation mode, and left as it was.
     folder : pathlib.Path
         Made if missing; files of the same names in it are overwritten.
 
     Raises
     ------
-    ValueError
-        If a weight is not float32 on the CPU.
     RuntimeError
         If the traced graph holds a tensor of the model that is not in its state dict.
     """
     padded = PaddedModel(model)
-    _check_weights(padded.weights)
     traced = _trace(padded)
     _check_constants(traced.graph)
     folder.mkdir(parents=True, exist_ok=True)
@@ -188,16 +182,6 @@ def _normalise(rows: torch.Tensor) -> torch.Tensor:
     """Divide each row of a float32 (..., D) tensor by its L2 norm, or by 1e-12 if that is larger."""
     norms: torch.Tensor = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
     return rows / norms.clamp_min(NORM_FLOOR)
-
-
-def _check_weights(weights: dict[str, torch.Tensor]) -> None:
-    """Raise ValueError unless every weight is float32 on the CPU."""
-    for name, weight in weights.items():
-        if weight.dtype != torch.float32 or weight.device.type != "cpu":
-            raise ValueError(
-                f"the portable graph is traced in float32 on the CPU, but {name} is {weight.dtype} on "
-                f"{weight.device}; call model.float().cpu() first"
-            )
 
 
 def _trace(model: PaddedModel) -> onnx.ModelProto:
@@ -231,18 +215,7 @@ def _attach_weights(graph: onnx.GraphProto, weights: dict[str, torch.Tensor], pa
     del graph.input[:]
     graph.input.extend(text_inputs)
     names_read = {name for node in graph.node for name in node.input}
-    with path.open("wb") as file:
+    with WeightsFile(path, np.float32) as file:
         for name in [name for name in weights if name in names_read]:
-            array = np.ascontiguousarray(weights[name].numpy(), dtype="<f4")
-            file.write(bytes(-file.tell() % ALIGNMENT))
-            graph.initializer.append(_external_tensor(name, array, file.tell()))
-            file.write(array.data)
-
-
-def _external_tensor(name: str, array: NDArray[np.float32], offset: int) -> onnx.TensorProto:
-    """Describe an array that lies in the weights file at ``offset``."""
-    tensor = onnx.TensorProto(name=name, dims=array.shape, data_type=onnx.TensorProto.FLOAT)
-    tensor.data_location = onnx.TensorProto.EXTERNAL
-    for key, value in {"location": WEIGHTS_FILE, "offset": offset, "length": array.nbytes}.items():
-        tensor.external_data.add(key=key, value=str(value))
-    return tensor
+            file.write(name, weights[name].numpy())
+            graph.initializer.append(file.initializer(name))

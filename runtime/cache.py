@@ -52,7 +52,7 @@ def _require_export_extra(source: str | Path, precision: str) -> None:
     missing = [name for name in ("torch", "transformers", "onnx", "optimum") if not importlib.util.find_spec(name)]
     if missing:
         raise ImportError(
-            f"{source} is a checkpoint that has yet to be exported, which needs {', '.join(missing)}: "
-            f"`pip install 'bgem3[export]'`, or run `bgem3 export {source} FOLDER --precision {precision}` on a machine "
-            "that has it and give the folder here"
+            f"{source} is a checkpoint not yet exported, which needs {', '.join(missing)}: "
+            f"`pip install 'bgem3[export]'`, or run `bgem3 export {source} FOLDER --precision {precision}` where "
+            "it is and give the folder here"
         )

@@ -15,6 +15,7 @@ from typing import Any, TextIO
 from bgem3.runtime.artifact import PRECISIONS, read_artifact
 from bgem3.runtime.model import DEFAULT_WEIGHTS, BGEM3Model
 from bgem3.runtime.parity import Reference, check_parity
+from bgem3.runtime.portable import PORTABLE, check_portable
 from bgem3.runtime.published import HUB_ID, compare_published, missed_published
 from bgem3.runtime.session import OUTPUTS
 from bgem3.runtime.writers import check_suffix, write_file, write_jsonl
@@ -106,6 +107,9 @@ def run_verify(arguments: argparse.Namespace) -> int:
                     report["published"] = compare_published(model)
                     report["missed"] += missed_published(report["published"], precision)
             reports[f"{precision} on {device}"] = report
+    if arguments.precision is None and (artifact.folder / PORTABLE).is_file():
+        options = {"show_progress": not arguments.json}
+        reports["portable"] = check_portable(artifact.folder, artifact.spec, reference, **options)
     if not reports:
         raise ValueError(f"{artifact.folder} has no {arguments.precision} graph; `bgem3 info` lists what it has")
     _show(arguments, reports, _parity_table(reports))

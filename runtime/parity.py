@@ -69,6 +69,20 @@ class Reference:
             multivector_rows=self.multivector_rows,
         )
 
+    def head(self, max_tokens: int) -> "Reference":
+        """Return the leading texts, up to the first of more than ``max_tokens`` tokens."""
+        is_long = self.n_tokens > max_tokens
+        n_texts = int(is_long.argmax()) if is_long.any() else len(self.texts)
+        n_rows = int(np.searchsorted(self.multivector_rows, (self.n_tokens[:n_texts] - 1).sum()))
+        return Reference(
+            texts=self.texts[:n_texts],
+            n_tokens=self.n_tokens[:n_texts],
+            dense=self.dense[:n_texts],
+            sparse=self.sparse[:n_texts],
+            multivector=self.multivector[:n_rows],
+            multivector_rows=self.multivector_rows[:n_rows],
+        )
+
     @classmethod
     def load(cls, folder: Path) -> "Reference":
         """Read the reference of an artifact folder."""
@@ -131,6 +145,10 @@ def missed_bounds(report: dict[str, Any], bounds: dict[str, float]) -> list[str]
 
 def check_parity(model: BGEM3Model, reference: Reference, *, show_progress: bool = False) -> dict[str, Any]:
     """Encode the reference's texts; return the report, the bounds of the model's precision and the ``missed`` ones."""
-    report = compare(model.encode(reference.texts, show_progress=show_progress), reference)
-    bounds = BOUNDS[model.precision]
+    return judge(model.encode(reference.texts, show_progress=show_progress), reference, model.precision)
+
+
+def judge(found: Embeddings, reference: Reference, precision: str) -> dict[str, Any]:
+    """Return the report of :func:`compare` with the precision's ``bounds`` and those ``missed``, in words."""
+    report, bounds = compare(found, reference), BOUNDS[precision]
     return report | {"bounds": bounds, "missed": missed_bounds(report, bounds)}

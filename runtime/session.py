@@ -27,12 +27,11 @@ class EncoderSession:
     """
 
     def __init__(self, artifact: Artifact, *, device: str, precision: str | None, n_threads: int | None) -> None:
-        runtime = _import_onnxruntime()
-        self.device = choose_device(device, runtime.get_available_providers())
+        self.device = choose_device(device)
         self.precision, path = artifact.graph(precision, self.device)
         if device == "auto":
             logger.info("device 'auto': running on %s with %s weights", self.device, self.precision)
-        self._session = _open_session(runtime, path, n_threads or available_cpus())
+        self._session = open_session(path, n_threads or available_cpus())
         self._input_names = [value.name for value in self._session.get_inputs()]
 
     def run(self, batch: PackedBatch, outputs: tuple[Output, ...]) -> dict[Output, NDArray[np.float32]]:
@@ -60,7 +59,7 @@ def head_rows(batch: PackedBatch, outputs: tuple[Output, ...]) -> dict[str, NDAr
     }
 
 
-def choose_device(device: str, providers: list[str]) -> str:
+def choose_device(device: str) -> str:
     """Return "cpu", or raise saying why the device cannot be had.
 
     Raises
@@ -74,6 +73,7 @@ def choose_device(device: str, providers: list[str]) -> str:
         return "cpu"
     if device != "cuda" and not (device.startswith("cuda:") and device[5:].isdecimal()):
         raise ValueError(f"device must be 'auto', 'cpu', 'cuda' or 'cuda:N', found {device!r}")
+    providers = _import_onnxruntime().get_available_providers()
     if "CUDAExecutionProvider" not in providers:
         raise RuntimeError(
             f"device {device!r} was asked for, but the installed ONNX Runtime has no CUDA provider (it has: "
@@ -87,19 +87,9 @@ def available_cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _import_onnxruntime() -> Any:
-    """Import onnxruntime when it is first needed, or say what to install."""
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise ImportError(
-            f"onnxruntime cannot be imported ({error}); `pip install 'bgem3[cpu]'` or, with an NVIDIA GPU, "
-            "`pip install 'bgem3[gpu]'`"
-        ) from error
-    return onnxruntime
-
-
-def _open_session(runtime: Any, path: Path, n_threads: int) -> Any:
+def open_session(path: Path, n_threads: int) -> Any:
+    """Open a graph on the CPU provider; ArtifactError if ONNX Runtime cannot."""
+    runtime = _import_onnxruntime()
     options = runtime.SessionOptions()
     options.intra_op_num_threads = n_threads
     options.inter_op_num_threads = 1
@@ -121,3 +111,15 @@ def _open_session(runtime: Any, path: Path, n_threads: int) -> Any:
             f"ONNX Runtime {runtime.__version__} cannot open {path} ({error}); check the folder with "
             f"`bgem3 verify {path.parent.parent}`, or export the checkpoint again"
         ) from None
+
+
+def _import_onnxruntime() -> Any:
+    """Import onnxruntime when it is first needed, or say what to install."""
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise ImportError(
+            f"onnxruntime cannot be imported ({error}); `pip install 'bgem3[cpu]'` or, with an NVIDIA GPU, "
+            "`pip install 'bgem3[gpu]'`"
+        ) from error
+    return onnxruntime

@@ -24,13 +24,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from bgem3.export import export_model
+from bgem3.runtime import BGEM3Model
 from FlagEmbedding import BGEM3FlagModel as FlagEmbedding
 from make_random_checkpoint import make_random_checkpoint
 from rich.console import Console
 from rich.table import Table
-
-from bgem3.export import export_model
-from bgem3.runtime import BGEM3Model
 
 BATCH_SIZES = (1, 4, 8, 16, 32)  # FlagEmbedding's best is looked for among these
 DEFAULT_BATCH_SIZE = 256
@@ -121,7 +120,9 @@ def _seconds(run: Callable[[], object]) -> float:
 
 
 def _processor() -> str:
-    names = {line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line}
+    names = {
+        line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
+    }
     return ", ".join(names) or platform.processor()
 
 

@@ -6,14 +6,29 @@ from typing import Any
 
 import numpy as np
 import pytest
+from bgem3.runtime import BGEM3Model, Embeddings
+from bgem3.runtime.session import OUTPUTS, Output
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bgem3.runtime import BGEM3Model, Embeddings
-from bgem3.runtime.session import OUTPUTS, Output
-
 TOLERANCE = 1e-5
-WORDS = ["BM25", "is", "хлеб", "面包", "the", "a", "<mask>", "</s>", "<pad>", "🚀", "é", "शहद", "?", "queries", "x" * 30]
+WORDS = [
+    "BM25",
+    "is",
+    "хлеб",
+    "面包",
+    "the",
+    "a",
+    "<mask>",
+    "</s>",
+    "<pad>",
+    "🚀",
+    "é",
+    "शहद",
+    "?",
+    "queries",
+    "x" * 30,
+]
 texts = st.lists(st.sampled_from(WORDS), max_size=60).map(" ".join) | st.text(max_size=40).filter(
     lambda text: text.isprintable()
 )
@@ -84,11 +99,11 @@ def plain_scores(
     dense = sum(a * b for a, b in zip(query.dense[i].tolist(), passage.dense[j].tolist(), strict=True))
     w_query, w_passage = query.lexical_weights[i], passage.lexical_weights[j]
     sparse = sum(float(w) * float(w_passage[token]) for token, w in w_query.items() if token in w_passage)
-    best = []
-    for q in query.multivector[i].tolist():
-        best.append(
-            max(sum(a * b for a, b in zip(q, p, strict=True)) for p in passage.multivector[j].tolist())
-        )
+    passage_vectors = passage.multivector[j].tolist()
+    best = [
+        max(sum(a * b for a, b in zip(q, p, strict=True)) for p in passage_vectors)
+        for q in query.multivector[i].tolist()
+    ]
     multivector = sum(best) / len(best)
     parts = (dense, sparse, multivector)
     hybrid = sum(w * part for w, part in zip(weights, parts, strict=True)) / sum(weights)

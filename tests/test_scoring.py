@@ -4,11 +4,6 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from numpy.typing import NDArray
-from scipy.sparse import csr_array
-
 from bgem3.scoring import (
     MultiVectors,
     dense_pair_scores,
@@ -20,6 +15,10 @@ from bgem3.scoring import (
     sparse_scores,
 )
 from bgem3.scoring.multivector import TOKENS_PER_BLOCK
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from scipy.sparse import csr_array
 
 TOLERANCE = 1e-5
 seeds = st.integers(0, 2**32 - 1)
@@ -28,7 +27,7 @@ relaxed = settings(max_examples=50, deadline=None)
 
 def unit_rows(rng: np.random.Generator, n_rows: int, n_dims: int) -> NDArray[np.float32]:
     rows = rng.standard_normal((n_rows, n_dims)).astype(np.float32)
-    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True))
 
 
 def sparse_rows(rng: np.random.Generator, n_rows: int, n_columns: int) -> csr_array:
@@ -108,7 +107,8 @@ def test_packed_multivectors_behave_as_a_list_of_arrays() -> None:
 
 
 def test_hybrid_divides_by_the_weights_sum_so_only_their_ratio_matters() -> None:
-    scores = [np.array([0.1, 0.9]), np.array([0.2, 0.4]), np.array([0.5, -0.3])]
-    found = hybrid_scores(*scores, weights=(2, 1, 1))
+    dense, sparse, multivector = np.array([0.1, 0.9]), np.array([0.2, 0.4]), np.array([0.5, -0.3])
+    found = hybrid_scores(dense, sparse, multivector, weights=(2, 1, 1))
     np.testing.assert_allclose(found, [(0.2 + 0.2 + 0.5) / 4, (1.8 + 0.4 - 0.3) / 4], rtol=1e-6)
-    np.testing.assert_allclose(hybrid_scores(*scores, weights=(0.5, 0.25, 0.25)), found, rtol=1e-6)
+    halved = hybrid_scores(dense, sparse, multivector, weights=(0.5, 0.25, 0.25))
+    np.testing.assert_allclose(halved, found, rtol=1e-6)

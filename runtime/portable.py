@@ -1,0 +1,50 @@
+"""Runs the portable graph with plain ONNX Runtime, as another runtime would, to compare it with the reference."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from bgem3.runtime.artifact import ModelSpec
+from bgem3.runtime.assembly import Assembly
+from bgem3.runtime.packing import pack
+from bgem3.runtime.parity import Reference, judge
+from bgem3.runtime.session import OUTPUTS, available_cpus, open_session
+from bgem3.runtime.tokenizer import TextTokenizer
+from bgem3.scoring import Embeddings
+from tqdm import tqdm
+
+PORTABLE = "portable/model.onnx"
+MAX_TOKENS = 512  # standard operators hold every head's score matrix: 4 GiB a layer at 8192 tokens
+TEXTS_PER_BATCH = 8
+
+
+def check_portable(
+    folder: Path, spec: ModelSpec, reference: Reference, *, show_progress: bool = False
+) -> dict[str, Any]:
+    """Compare the portable graph of an artifact folder with the reference's texts of up to 512 tokens.
+
+    Returns
+    -------
+    The report of `bgem3.runtime.parity.judge`, with the bounds of fp32.
+    """
+    short = reference.head(MAX_TOKENS)
+    return judge(encode_portable(folder, spec, short.texts, show_progress=show_progress), short, "fp32")
+
+
+def encode_portable(folder: Path, spec: ModelSpec, texts: list[str], *, show_progress: bool = False) -> Embeddings:
+    """Encode texts with portable/model.onnx, padded in batches."""
+    tokenized = TextTokenizer(folder / "tokenizer.json", spec)(texts, spec.max_length)
+    session = open_session(folder / PORTABLE, available_cpus())
+    result = Assembly(tokenized, spec, OUTPUTS)
+    starts = range(0, len(texts), TEXTS_PER_BATCH)
+    for start in tqdm(starts, desc="portable", unit="batch", disable=not show_progress):
+        batch = pack(tokenized, np.arange(start, min(start + TEXTS_PER_BATCH, len(texts))), spec.pad_id)
+        is_token = batch.key_mask == 1
+        input_ids = np.where(is_token, batch.token_ids[batch.padded_index], spec.pad_id)
+        feeds = {"input_ids": input_ids, "attention_mask": batch.key_mask.astype(np.int64)}
+        dense, sparse, multivector = session.run(list(OUTPUTS), feeds)
+        is_vector = is_token.copy()
+        is_vector[:, 0] = False  # CLS
+        arrays = {"dense": dense, "sparse": sparse[is_token], "multivector": multivector[is_vector]}
+        result.add(batch, {name: arrays[name] for name in OUTPUTS})
+    return result.embeddings()
