@@ -1,5 +1,6 @@
 """FlagEmbedding's class over the bgem3 runtime: change the import, keep the code."""
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -33,7 +34,7 @@ class BGEM3FlagModel:
     devices : None for the best there is, "cpu", "cuda", "cuda:N", N, or a list of one of these
     cache_dir : where downloads and exports are kept
     batch_size : a list at least this long shows a progress bar; micro-batches are planned by tokens
-    query_max_length, passage_max_length : tokens kept per text, CLS and EOS included
+    query_max_length, passage_max_length : tokens kept per text, CLS and EOS included; at most the model's maximum
     return_dense, return_sparse, return_colbert_vecs : the outputs that the encode methods give by default
     truncate_dim : keep the first dimensions of dense and multi-vectors, and normalise again
     normalize_embeddings, use_bf16, pooling_method, colbert_dim : taken only with the values that BGE-M3's
@@ -92,8 +93,8 @@ class BGEM3FlagModel:
         self.passage_instruction_for_retrieval = passage_instruction_for_retrieval
         self.passage_instruction_format = passage_instruction_format
         self.batch_size = batch_size
-        self.query_max_length = query_max_length
-        self.passage_max_length = passage_max_length
+        self.query_max_length = min(query_max_length, spec.max_length)
+        self.passage_max_length = min(passage_max_length, spec.max_length)
         self.return_dense = return_dense
         self.return_sparse = return_sparse
         self.return_colbert_vecs = return_colbert_vecs
@@ -113,7 +114,7 @@ class BGEM3FlagModel:
         Returns
         -------
         ``dense_vecs`` (N, D) float32 array, ``lexical_weights`` N dicts of token id (str) to weight in order
-        of first occurrence, ``colbert_vecs`` N float32 arrays (tokens - 1, M); None for what is not asked
+        of first occurrence (0 for any other key), ``colbert_vecs`` N float32 arrays (tokens - 1, M); None for what is not asked
         for. A single str gives its values without the list around them.
 
         Raises
@@ -133,7 +134,7 @@ class BGEM3FlagModel:
         if "dense" in outputs:
             result["dense_vecs"] = self._truncate(encoded.dense)
         if "sparse" in outputs:
-            result["lexical_weights"] = encoded.lexical_weights
+            result["lexical_weights"] = [defaultdict(int, weights) for weights in encoded.lexical_weights]
         if "multivector" in outputs:
             result["colbert_vecs"] = [self._truncate(vectors) for vectors in encoded.multivector]
         if isinstance(sentences, str):
@@ -192,7 +193,7 @@ class BGEM3FlagModel:
             return []
         is_one_pair = isinstance(sentence_pairs[0], str)
         queries, passages = split_pairs([sentence_pairs] if is_one_pair else sentence_pairs)  # type: ignore[arg-type, list-item]
-        weights = check_weights(weights_for_different_modes or (1.0, 1.0, 1.0))
+        weights = check_weights((1.0, 1.0, 1.0) if weights_for_different_modes is None else weights_for_different_modes)
         lengths = (
             self.query_max_length if max_query_length is None else max_query_length,
             self.passage_max_length if max_passage_length is None else max_passage_length,

@@ -36,12 +36,14 @@ def make_random_checkpoint(
     intermediate: int = 4096,
     max_length: int = 8192,
     weight_std: float = 0.02,
+    multivector: int | None = None,
 ) -> Path:
     """Write the checkpoint; the vocabulary's size is the tokenizer's.
 
     Parameters
     ----------
     tokenizer_json : a tokenizer in BGE-M3's form, copied into the folder
+    multivector : width of the multi-vectors, None for ``hidden``
     weight_std : standard deviation of the weights; a small model needs more than 0.02 to tell texts apart
     """
     folder = Path(folder)
@@ -68,7 +70,7 @@ def make_random_checkpoint(
         if parameter.ndim == 1:
             torch.nn.init.normal_(parameter, mean=float(parameter.data.mean()), std=weight_std)
     model.save_pretrained(folder)
-    for name, n_outputs in (("sparse_linear", 1), ("colbert_linear", hidden)):
+    for name, n_outputs in (("sparse_linear", 1), ("colbert_linear", multivector or hidden)):
         head = torch.nn.Linear(hidden, n_outputs)
         torch.save(head.state_dict(), folder / f"{name}.pt")
     if Path(tokenizer_json).resolve() != (folder / "tokenizer.json").resolve():

@@ -1,6 +1,7 @@
 """Checkpoints and artifacts that tests share, each made once."""
 
 import importlib.util
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -44,9 +45,18 @@ def demo_model(demo_artifact: Path) -> BGEM3Model:
 
 
 @pytest.fixture(scope="session")
-def random_checkpoint(demo_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def make_random_checkpoint() -> Callable[..., Path]:
+    """scripts/make_random_checkpoint.py's function."""
+    maker: Callable[..., Path] = load_script("make_random_checkpoint").make_random_checkpoint
+    return maker
+
+
+@pytest.fixture(scope="session")
+def random_checkpoint(
+    demo_checkpoint: Path, make_random_checkpoint: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """A small random checkpoint: 3 layers, 96 wide, 6 heads, 128 tokens, the demo's tokenizer."""
-    made: Path = load_script("make_random_checkpoint").make_random_checkpoint(
+    return make_random_checkpoint(
         demo_checkpoint / "tokenizer.json",
         tmp_path_factory.mktemp("random"),
         hidden=96,
@@ -56,7 +66,6 @@ def random_checkpoint(demo_checkpoint: Path, tmp_path_factory: pytest.TempPathFa
         max_length=128,
         weight_std=0.1,
     )
-    return made
 
 
 @pytest.fixture(scope="session")
