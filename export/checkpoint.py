@@ -1,5 +1,6 @@
 """A BGE-M3 checkpoint, from the hub or a folder, loaded and checked."""
 
+import json
 import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,12 +9,29 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bgem3.runtime.artifact import ModelSpec, sha256_of
-from bgem3.runtime.source import CheckpointError, checkpoint_files, find_checkpoint
 from safetensors import SafetensorError
 from tokenizers import Tokenizer
-from transformers import AutoConfig, AutoTokenizer, XLMRobertaConfig, XLMRobertaModel
+from transformers import AutoTokenizer, XLMRobertaConfig, XLMRobertaModel
 from transformers.utils import logging
+
+from bgem3.runtime.artifact import ModelSpec, sha256_of
+from bgem3.runtime.source import CheckpointError, checkpoint_files, find_checkpoint
+
+EXPECTED_SETTINGS = {
+    "model_type": "xlm-roberta",
+    "hidden_act": "gelu",
+    "position_embedding_type": "absolute",
+    "is_decoder": False,
+    "quantization_config": None,
+}
+SIZES = (
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "vocab_size",
+    "max_position_embeddings",
+)
 
 
 class BGEM3Torch(torch.nn.Module):
@@ -64,11 +82,11 @@ def load_checkpoint(source: str | Path, cache_dir: str | Path | None = None) -> 
         model is not an XLM-RoBERTa encoder with BGE-M3's settings.
     """
     folder = find_checkpoint(source, cache_dir)
-    config = AutoConfig.from_pretrained(folder)
-    _check_config(config, folder)
+    config = _load_config(folder / "config.json")
     with _quiet_transformers():
+        tokenizer = _load_tokenizer(folder)
+        special_ids = _special_ids(folder, tokenizer, config)
         backbone = _load_backbone(folder, config)
-        tokenizer = AutoTokenizer.from_pretrained(folder)
     sparse_linear = _load_head(folder / "sparse_linear.pt", config.hidden_size, n_outputs=1)
     colbert_linear = _load_head(folder / "colbert_linear.pt", config.hidden_size)
     model = BGEM3Torch(backbone, sparse_linear, colbert_linear).eval().requires_grad_(False)
@@ -84,19 +102,38 @@ def load_checkpoint(source: str | Path, cache_dir: str | Path | None = None) -> 
         multivector_size=colbert_linear.out_features,
         max_length=config.max_position_embeddings - config.pad_token_id - 1,
         layer_norm_eps=config.layer_norm_eps,
-        **_special_ids(folder, tokenizer, config),
+        **special_ids,
     )
     return Checkpoint(folder=folder, model=model, tokenizer=tokenizer, spec=spec, source=_source(source, folder))
 
 
-def _check_config(config: Any, folder: Path) -> None:
-    expected = {"model_type": "xlm-roberta", "hidden_act": "gelu", "position_embedding_type": "absolute"}
-    for name, value in expected.items():
-        if getattr(config, name, value) != value:
+def _load_config(path: Path) -> XLMRobertaConfig:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        config = XLMRobertaConfig.from_dict(values)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"cannot read {path} as a model's settings ({error}); get the checkpoint again") from None
+    found = vars(config) | {"model_type": values.get("model_type")}
+    for name, expected in EXPECTED_SETTINGS.items():
+        if found.get(name, expected) != expected:
             raise CheckpointError(
-                f"{folder / 'config.json'}: {name} is {getattr(config, name)!r}, expected {value!r}; "
+                f"{path}: {name} is {found[name]!r}, expected {expected!r}; "
                 "only XLM-RoBERTa encoders, as BGE-M3 is one, can be exported"
             )
+    for name in SIZES:
+        if type(found[name]) is not int or found[name] < 1:
+            raise CheckpointError(
+                f"{path}: {name} is {found[name]!r}, expected a whole number of at least 1; get the checkpoint again"
+            )
+    return config
+
+
+def _load_tokenizer(folder: Path) -> Any:
+    try:
+        Tokenizer.from_file(str(folder / "tokenizer.json"))
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # tokenizers raises bare Exception for every malformed file
+        raise CheckpointError(f"cannot read the tokenizer in {folder} ({error}); get the checkpoint again") from error
 
 
 def _load_backbone(folder: Path, config: XLMRobertaConfig) -> XLMRobertaModel:
@@ -107,21 +144,27 @@ def _load_backbone(folder: Path, config: XLMRobertaConfig) -> XLMRobertaModel:
             add_pooling_layer=False,
             dtype=torch.float32,
             weights_only=True,
-            ignore_mismatched_sizes=True,  # reported below, with names and shapes
+            ignore_mismatched_sizes=True,  # reported below, with the name and shape
             output_loading_info=True,
         )
     except (OSError, SafetensorError, pickle.UnpicklingError, ValueError, RuntimeError, EOFError) as error:
         raise CheckpointError(f"cannot read the weights in {folder} ({error}); get the checkpoint again") from error
     if report["mismatched_keys"]:
-        name, found, expected = next(iter(report["mismatched_keys"]))
+        name = min(report["mismatched_keys"])
         raise CheckpointError(
-            f"{folder}: tensor {name} has shape {tuple(found)}, config.json asks for {tuple(expected)}; "
-            "the weights and config.json are not of one checkpoint"
+            f"{folder}: tensor {name} has another shape than {tuple(model.get_parameter(name).shape)}, as config.json "
+            "asks for; the weights and config.json are not of one checkpoint"
         )
     if report["missing_keys"]:
         raise CheckpointError(
             f"{folder}: {len(report['missing_keys'])} tensors are missing, such as {min(report['missing_keys'])}; "
             "get the checkpoint again"
+        )
+    unused_layers = [name for name in report["unexpected_keys"] if "encoder.layer." in name]
+    if unused_layers:
+        raise CheckpointError(
+            f"{folder}: {len(unused_layers)} tensors are of layers that config.json does not have, such as "
+            f"{min(unused_layers)}; the weights and config.json are not of one checkpoint"
         )
     backbone: XLMRobertaModel = model
     return backbone
@@ -131,19 +174,12 @@ def _load_head(path: Path, n_inputs: int, n_outputs: int | None = None) -> torch
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         weight, bias = state["weight"].float(), state["bias"].float()
-    except (
-        OSError,
-        pickle.UnpicklingError,
-        RuntimeError,
-        EOFError,
-        KeyError,
-        TypeError,
-        AttributeError,
-    ) as error:
+    except Exception as error:  # for a damaged file, torch raises nearly every kind there is
         raise CheckpointError(
-            f"cannot read {path} as the weight and bias of a linear layer ({error!r:.200}); get the checkpoint again"
+            f"cannot read {path} as the weight and bias of a linear layer ({type(error).__name__}): it is damaged, or "
+            "holds something other than tensors; get the checkpoint again"
         ) from error
-    n_outputs = n_outputs or len(weight)
+    n_outputs = n_outputs or max(bias.numel(), 1)
     if weight.shape != (n_outputs, n_inputs) or bias.shape != (n_outputs,):
         raise CheckpointError(
             f"{path} has weight {tuple(weight.shape)} and bias {tuple(bias.shape)}, "

@@ -1,5 +1,6 @@
 """export_model: a checkpoint becomes an artifact folder, whole or not at all."""
 
+import errno
 import json
 import os
 import shutil
@@ -13,6 +14,8 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime
+from tqdm import tqdm
+
 from bgem3.export.checkpoint import Checkpoint, load_checkpoint
 from bgem3.export.graph import build_cpu_graph
 from bgem3.export.portable import export_portable
@@ -22,7 +25,6 @@ from bgem3.runtime.artifact import FORMAT_VERSION, MANIFEST, PRECISIONS, ModelSp
 from bgem3.runtime.model import BGEM3Model
 from bgem3.runtime.parity import ParityError, Reference, check_parity
 from bgem3.runtime.portable import PORTABLE, check_portable
-from tqdm import tqdm
 
 DTYPES: dict[str, type[np.float16] | type[np.float32]] = {"fp16": np.float16, "fp32": np.float32}
 LIBRARIES = ("bgem3", "numpy", "onnx", "optimum-onnx", "tokenizers", "torch", "transformers")
@@ -76,7 +78,7 @@ def export_model(
     target = Path(target)
     _check_target(target, overwrite)
     checkpoint = load_checkpoint(source, cache_dir)
-    with _new_folder(target) as folder:
+    with _new_folder(target, overwrite) as folder:
         shutil.copyfile(checkpoint.folder / "tokenizer.json", folder / "tokenizer.json")
         graphs = [_write_precision(checkpoint, folder, precision, show_progress) for precision in precisions]
         if portable:
@@ -109,29 +111,31 @@ def _check_target(target: Path, overwrite: bool) -> None:
 
 
 @contextmanager
-def _new_folder(target: Path) -> Iterator[Path]:
+def _new_folder(target: Path, overwrite: bool) -> Iterator[Path]:
     """Give a temporary folder beside the target and rename it to the target, or remove it if anything fails."""
     target.parent.mkdir(parents=True, exist_ok=True)
     folder = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}.partial"
+    replaced = folder.with_suffix(".replaced")
     folder.mkdir()
     try:
         yield folder
-        if target.exists():
-            replaced = folder.with_suffix(".replaced")
+        _check_target(target, overwrite)  # again: it may have been made since
+        if os.path.lexists(target):
             target.rename(replaced)
-            folder.rename(target)
-            shutil.rmtree(replaced)
-        else:
-            folder.rename(target)
-    except OSError as error:
+        folder.rename(target)
+    except BaseException as error:
+        if os.path.lexists(replaced):
+            replaced.rename(target)
         shutil.rmtree(folder, ignore_errors=True)
+        if not isinstance(error, OSError) or isinstance(error, FileExistsError):
+            raise
         free = shutil.disk_usage(target.parent).free / 1e9
-        raise OSError(
-            error.errno, f"writing {target} failed: {error.strerror} ({free:.1f} GB free); nothing was kept"
-        ) from error
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
+        reason = f"{error.strerror or error} ({free:.1f} GB free)"
+        raise OSError(error.errno or errno.EIO, f"writing {target} failed: {reason}; nothing was kept") from error
+    if replaced.is_symlink():
+        replaced.unlink()
+    elif replaced.exists():
+        shutil.rmtree(replaced)
 
 
 def _write_precision(checkpoint: Checkpoint, folder: Path, precision: str, show_progress: bool) -> dict[str, str]:

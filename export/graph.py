@@ -27,9 +27,10 @@ from typing import Any
 
 import numpy as np
 import onnx
+from onnx import TensorProto, helper
+
 from bgem3.export.weights import WeightsFile
 from bgem3.runtime.artifact import ModelSpec
-from onnx import TensorProto, helper
 
 OPSETS = {"": 20, "com.microsoft": 1}  # 20 is the first with an exact Gelu
 IR_VERSION = 9

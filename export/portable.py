@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
-from bgem3.export.checkpoint import BGEM3Torch
-from bgem3.export.weights import WeightsFile
 from optimum.exporters.onnx.base import OnnxConfig
 from optimum.exporters.onnx.convert import export
 from optimum.utils import NormalizedTextConfig
+
+from bgem3.export.checkpoint import BGEM3Torch
+from bgem3.export.weights import WeightsFile
 
 MODEL_FILE = "model.onnx"
 WEIGHTS_FILE = "weights.bin"

@@ -2,11 +2,12 @@
 
 import numpy as np
 import torch
-from bgem3.export.checkpoint import BGEM3Torch, Checkpoint
-from bgem3.runtime.parity import Reference
 from scipy.sparse import csr_array
 from torch.nn.functional import normalize
 from tqdm import tqdm
+
+from bgem3.export.checkpoint import BGEM3Torch, Checkpoint
+from bgem3.runtime.parity import Reference
 
 VECTORS_PER_TEXT = 64  # multi-vectors kept per text, evenly spaced: 8 MB for BGE-M3, not 60
 

@@ -6,8 +6,9 @@ from types import TracebackType
 
 import numpy as np
 import onnx
-from bgem3.export.checkpoint import BGEM3Torch
 from numpy.typing import NDArray
+
+from bgem3.export.checkpoint import BGEM3Torch
 
 ALIGNMENT = 64  # bytes; lets ONNX Runtime map the tensors and use aligned vector loads
 

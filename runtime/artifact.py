@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -92,28 +92,42 @@ def read_artifact(folder: str | Path, *, check_hashes: bool = False) -> Artifact
         raise ArtifactError(
             f"{folder} is not an artifact folder: it has no {MANIFEST}; make one with `bgem3 export CHECKPOINT FOLDER`"
         ) from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ArtifactError(f"{folder / MANIFEST} is not valid JSON ({error}); export the checkpoint again") from None
-    version = manifest.get("format_version") if isinstance(manifest, dict) else None
+    if not isinstance(manifest, dict):
+        raise ArtifactError(
+            f"{folder / MANIFEST} holds a {type(manifest).__name__}, not an object; export the checkpoint again"
+        )
+    version = manifest.get("format_version")
     if version != FORMAT_VERSION:
         raise ArtifactError(
             f"{folder / MANIFEST} has format version {version}, this bgem3 reads {FORMAT_VERSION}; "
             "export the checkpoint again with this version, or install the version that wrote it"
         )
     try:
-        spec = ModelSpec(**manifest["model"])
+        spec = _read_spec(manifest["model"])
         graphs = {(graph["precision"], graph["device"]): graph["file"] for graph in manifest["graphs"]}
         files = {name: (entry["size"], entry["sha256"]) for name, entry in manifest["files"].items()}
+        unlisted = sorted({*graphs.values(), "tokenizer.json"} - files.keys())
+        _ = manifest["source"]["id"], manifest["source"]["revision"], manifest["versions"]
     except (KeyError, TypeError, AttributeError) as error:
         raise ArtifactError(
-            f"{folder / MANIFEST} lacks an entry or has a wrong one ({error}); export the checkpoint again"
+            f"{folder / MANIFEST} lacks an entry or has a wrong one ({error!r}); export the checkpoint again"
         ) from None
-    unlisted = sorted({*graphs.values(), "tokenizer.json"} - files.keys())
     if unlisted:
         raise ArtifactError(f"{folder / MANIFEST} does not list {unlisted} among its files; export again")
     for name, (size, sha256) in files.items():
         _check_file(folder, name, size, sha256 if check_hashes else None)
     return Artifact(folder=folder, spec=spec, graphs=graphs, manifest=manifest)
+
+
+def _read_spec(values: dict[str, Any]) -> ModelSpec:
+    spec = ModelSpec(**values)
+    for field in fields(spec):
+        value = getattr(spec, field.name)
+        if type(value) not in (int, field.type):
+            raise TypeError(f"{field.name} is {value!r}")
+    return spec
 
 
 def _check_file(folder: Path, name: str, size: int, sha256: str | None) -> None:

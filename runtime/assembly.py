@@ -1,13 +1,14 @@
 """Puts the micro-batches' results back into the caller's order."""
 
 import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import csr_array
+
 from bgem3.runtime.artifact import ModelSpec
 from bgem3.runtime.packing import PackedBatch
 from bgem3.runtime.session import Output
 from bgem3.runtime.tokenizer import TokenizedTexts
 from bgem3.scoring import Embeddings, MultiVectors
-from numpy.typing import NDArray
-from scipy.sparse import csr_array
 
 
 class Assembly:

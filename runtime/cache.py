@@ -5,10 +5,11 @@ import importlib.util
 import logging
 from pathlib import Path
 
-from bgem3.runtime.artifact import is_artifact
-from bgem3.runtime.source import checkpoint_hash, find_checkpoint
 from filelock import FileLock
 from platformdirs import user_cache_path
+
+from bgem3.runtime.artifact import is_artifact
+from bgem3.runtime.source import checkpoint_hash, find_checkpoint
 
 logger = logging.getLogger(__name__)
 

@@ -12,23 +12,25 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TextIO
 
+from rich.console import Console
+from rich.table import Table
+from tqdm import tqdm
+
 from bgem3.runtime.artifact import PRECISIONS, read_artifact
 from bgem3.runtime.model import DEFAULT_WEIGHTS, BGEM3Model
 from bgem3.runtime.parity import Reference, check_parity
 from bgem3.runtime.portable import PORTABLE, check_portable
 from bgem3.runtime.published import HUB_ID, compare_published, missed_published
 from bgem3.runtime.session import OUTPUTS
+from bgem3.runtime.tokenizer import check_text
 from bgem3.runtime.writers import check_suffix, write_file, write_jsonl
-from rich.console import Console
-from rich.table import Table
-from tqdm import tqdm
 
 TEXTS_PER_CHUNK = 4096  # encoded at once: enough to group by length, bounded in memory
 SCORES = ("dense", "sparse", "multivector", "hybrid")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit status: 0 done, 1 a check failed, 2 bad input."""
+    """Run one command; returns the exit status: 0 done, 1 a check failed, 2 bad input, 130 interrupted."""
     parsed = _parser().parse_args(arguments)
     try:
         status: int = parsed.command(parsed)
@@ -36,6 +38,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output has gone, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except KeyboardInterrupt:
+        print("bgem3: interrupted", file=sys.stderr)
+        return 130  # as a shell reports SIGINT
     except (ValueError, TypeError, OSError, ImportError, RuntimeError, OverflowError) as error:
         print(f"bgem3: {error}", file=sys.stderr)
         return 2
@@ -177,12 +182,14 @@ def _read_texts(file: TextIO, text_field: str | None) -> Iterator[str]:
             yield line.rstrip("\r\n")
             continue
         try:
-            yield json.loads(line)[text_field]
+            text = json.loads(line)[text_field]
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(
                 f"line {number} is not a JSON object with the field {text_field!r} ({error!r}); name the field with "
                 "--text-field, or leave it out if every line is a text"
             ) from None
+        check_text(text, "the text of line", number)
+        yield text
 
 
 def _chunks(texts: Iterator[str]) -> Iterator[list[str]]:

@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
+
 from bgem3.runtime.cache import find_or_export
 from bgem3.runtime.model import BGEM3Model, pair_scores, split_pairs
 from bgem3.runtime.session import Output
+from bgem3.runtime.tokenizer import check_texts
 from bgem3.scoring import Scores, multivector_pair_scores
 from bgem3.scoring.hybrid import check_weights
-from numpy.typing import NDArray
 
 LexicalWeights: TypeAlias = Mapping[str, float]
 KEYS: dict[Output, str] = {"dense": "dense_vecs", "sparse": "lexical_weights", "multivector": "colbert_vecs"}
@@ -84,10 +86,10 @@ class BGEM3FlagModel:
         folder = find_or_export(model_name_or_path, precision, cache_dir)
         self.model = BGEM3Model.load(folder, device=device, precision=precision)
         spec = self.model.spec
-        if colbert_dim > 0 and colbert_dim != spec.multivector_size:
-            raise ValueError(f"colbert_dim must be -1 or the head's {spec.multivector_size}, found {colbert_dim}")
-        if truncate_dim is not None and not 1 <= truncate_dim <= spec.hidden_size:
-            raise ValueError(f"truncate_dim must be from 1 to {spec.hidden_size}, found {truncate_dim}")
+        if colbert_dim not in (-1, 0, spec.multivector_size):
+            raise ValueError(f"colbert_dim must be -1 or the head's {spec.multivector_size}, found {colbert_dim!r}")
+        if truncate_dim is not None and truncate_dim not in range(1, spec.hidden_size + 1):
+            raise ValueError(f"truncate_dim must be from 1 to {spec.hidden_size} or None, found {truncate_dim!r}")
         self.query_instruction_for_retrieval = query_instruction_for_retrieval
         self.query_instruction_format = query_instruction_format
         self.passage_instruction_for_retrieval = passage_instruction_for_retrieval
@@ -114,19 +116,21 @@ class BGEM3FlagModel:
         Returns
         -------
         ``dense_vecs`` (N, D) float32 array, ``lexical_weights`` N dicts of token id (str) to weight in order
-        of first occurrence (0 for any other key), ``colbert_vecs`` N float32 arrays (tokens - 1, M); None for what is not asked
-        for. A single str gives its values without the list around them.
+        of first occurrence (0 for any other key), ``colbert_vecs`` N float32 arrays (tokens - 1, M); None for
+        what is not asked for. A single str gives its values without the list around them.
 
         Raises
         ------
         TypeError, ValueError
             As `BGEM3Model.encode`.
         """
-        texts = [sentences] if isinstance(sentences, str) else sentences
+        texts = check_texts([sentences] if isinstance(sentences, str) else sentences)
         defaults = (self.return_dense, self.return_sparse, self.return_colbert_vecs)
         asked = (return_dense, return_sparse, return_colbert_vecs)
         is_wanted = [default if flag is None else flag for flag, default in zip(asked, defaults, strict=True)]
         outputs = [name for name, wanted in zip(KEYS, is_wanted, strict=True) if wanted]
+        if not outputs:
+            raise ValueError("return_dense, return_sparse and return_colbert_vecs are all False; set one to True")
         show_progress = len(texts) >= (self.batch_size if batch_size is None else batch_size)
         max_length = self.passage_max_length if max_length is None else max_length
         encoded = self.model.encode(texts, outputs, max_length, show_progress)
@@ -189,10 +193,10 @@ class BGEM3FlagModel:
         ``colbert+sparse+dense``; single floats for one pair; ``[]`` for an empty list. ``sparse+dense`` is
         NaN where the dense and sparse weights sum to 0.
         """
-        if len(sentence_pairs) == 0:
-            return []
-        is_one_pair = isinstance(sentence_pairs[0], str)
+        is_one_pair = isinstance(sentence_pairs, (list, tuple)) and isinstance(next(iter(sentence_pairs), None), str)
         queries, passages = split_pairs([sentence_pairs] if is_one_pair else sentence_pairs)  # type: ignore[arg-type, list-item]
+        if not queries:
+            return []
         weights = check_weights((1.0, 1.0, 1.0) if weights_for_different_modes is None else weights_for_different_modes)
         lengths = (
             self.query_max_length if max_query_length is None else max_query_length,
@@ -282,9 +286,9 @@ def _one_device(devices: str | int | Sequence[str] | Sequence[int] | None) -> st
         return "auto"
     if isinstance(devices, (str, int)):
         return devices if isinstance(devices, str) else f"cuda:{devices}"
-    if len(devices) != 1:
+    if not isinstance(devices, Sequence) or len(devices) != 1:
         raise ValueError(
-            f"devices must be one device, found {list(devices)}; to use several, make one model on each and share out "
+            f"devices must be one device, found {devices!r}; to use several, make one model on each and share out "
             "the texts"
         )
     return _one_device(devices[0])
@@ -296,4 +300,4 @@ def _instruct(texts: list[str] | str, instruction: str | None, template: str) ->
     template = template.replace("\\n", "\n")
     if isinstance(texts, str):
         return template.format(instruction, texts)
-    return [template.format(instruction, text) for text in texts]
+    return [template.format(instruction, text) for text in check_texts(texts)]

@@ -4,6 +4,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 
+from tqdm import tqdm
+
 from bgem3.runtime.artifact import Artifact, ModelSpec, read_artifact
 from bgem3.runtime.assembly import Assembly
 from bgem3.runtime.packing import pack, plan_batches
@@ -22,7 +24,6 @@ from bgem3.scoring import (
     sparse_scores,
 )
 from bgem3.scoring.hybrid import check_weights
-from tqdm import tqdm
 
 DEFAULT_WEIGHTS: Weights = (0.4, 0.2, 0.4)
 CPU_TOKEN_BUDGET = 1024  # GEMMs reach their full rate well below this; activations still fit a large cache
@@ -154,9 +155,8 @@ class BGEM3Model:
             As :meth:`encode`, and ValueError for weights that are not three finite numbers or sum to 0.
         """
         weights = check_weights(weights)
-        query, passage = (
-            self.encode(texts, max_length=max_length, show_progress=show_progress) for texts in (queries, passages)
-        )
+        sides = check_texts(queries, "query"), check_texts(passages, "passage")
+        query, passage = (self.encode(texts, max_length=max_length, show_progress=show_progress) for texts in sides)
         dense = dense_scores(query.dense, passage.dense)
         sparse = sparse_scores(query.sparse, passage.sparse)
         multivector = multivector_scores(query.multivector, passage.multivector)
@@ -212,15 +212,16 @@ class BGEM3Model:
 
 
 def split_pairs(pairs: Iterable[tuple[str, str]]) -> tuple[list[str], list[str]]:
-    """Return the queries and the passages of a list of pairs, or raise ValueError naming what is no pair."""
+    """Return the queries and the passages of a list of pairs, or raise naming the pair or text that is none."""
+    if isinstance(pairs, (str, bytes, dict)) or not isinstance(pairs, Iterable):
+        raise TypeError(f"pairs must be a list of (query, passage), found {type(pairs).__name__}")
     queries, passages = [], []
     for i, pair in enumerate(pairs):
         if isinstance(pair, str) or not isinstance(pair, Sequence) or len(pair) != 2:
             raise ValueError(f"pair {i} must be (query, passage), two texts, found {pair!r:.80}")
         queries.append(pair[0])
         passages.append(pair[1])
-    check_texts(queries + passages)
-    return queries, passages
+    return check_texts(queries, "query"), check_texts(passages, "passage")
 
 
 def pair_scores(
@@ -241,7 +242,7 @@ def pair_scores(
 
 
 def _check_outputs(outputs: Sequence[Output]) -> tuple[Output, ...]:
-    wanted = (outputs,) if isinstance(outputs, str) else tuple(outputs)
+    wanted = tuple(outputs) if isinstance(outputs, Iterable) and not isinstance(outputs, str) else (outputs,)
     unknown = [name for name in wanted if name not in OUTPUTS]
     if unknown or not wanted:
         raise ValueError(f"outputs must be one or more of {OUTPUTS}, found {outputs!r}")

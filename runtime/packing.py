@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from bgem3.runtime.tokenizer import TokenizedTexts
 from numpy.typing import NDArray
+
+from bgem3.runtime.tokenizer import TokenizedTexts
 
 MAX_MASKED_SCORES = 1 << 22  # attention scores per head of a padded micro-batch: 16 MiB each
 

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import csr_array
+
 from bgem3.runtime.artifact import ArtifactError
 from bgem3.runtime.model import BGEM3Model
 from bgem3.scoring import Embeddings
-from numpy.typing import NDArray
-from scipy.sparse import csr_array
 
 REFERENCE_FILE = "reference.npz"
 

@@ -4,6 +4,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
+
 from bgem3.runtime.artifact import ModelSpec
 from bgem3.runtime.assembly import Assembly
 from bgem3.runtime.packing import pack
@@ -11,7 +13,6 @@ from bgem3.runtime.parity import Reference, judge
 from bgem3.runtime.session import OUTPUTS, available_cpus, open_session
 from bgem3.runtime.tokenizer import TextTokenizer
 from bgem3.scoring import Embeddings
-from tqdm import tqdm
 
 PORTABLE = "portable/model.onnx"
 MAX_TOKENS = 512  # standard operators hold every head's score matrix: 4 GiB a layer at 8192 tokens

@@ -7,6 +7,7 @@ values differ among themselves by up to 6e-4; each is compared with its own prec
 from typing import Any
 
 import numpy as np
+
 from bgem3.runtime.model import BGEM3Model
 
 QUERIES = ("What is BGE M3?", "Defination of BM25")

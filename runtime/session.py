@@ -2,13 +2,15 @@
 
 import logging
 import os
+import re
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
+
 from bgem3.runtime.artifact import Artifact, ArtifactError
 from bgem3.runtime.packing import PackedBatch
-from numpy.typing import NDArray
 
 Output = Literal["dense", "sparse", "multivector"]
 OUTPUTS: tuple[Output, ...] = ("dense", "sparse", "multivector")
@@ -71,7 +73,7 @@ def choose_device(device: str) -> str:
     """
     if device in ("auto", "cpu"):
         return "cpu"
-    if device != "cuda" and not (device.startswith("cuda:") and device[5:].isdecimal()):
+    if not isinstance(device, str) or not re.fullmatch(r"cuda(:[0-9]+)?", device):
         raise ValueError(f"device must be 'auto', 'cpu', 'cuda' or 'cuda:N', found {device!r}")
     providers = _import_onnxruntime().get_available_providers()
     if "CUDAExecutionProvider" not in providers:

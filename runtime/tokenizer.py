@@ -6,9 +6,10 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-from bgem3.runtime.artifact import ArtifactError, ModelSpec
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
+
+from bgem3.runtime.artifact import ArtifactError, ModelSpec
 
 TEXTS_PER_CHUNK = 1024  # bounds the tokenizer's bookkeeping, which is far larger than the ids
 
@@ -86,24 +87,30 @@ class TextTokenizer:
             )
 
 
-def check_texts(texts: Iterable[str]) -> list[str]:
-    """Return the texts as a list, or raise saying which one is not a text and why."""
+def check_texts(texts: Iterable[str], kind: str = "text") -> list[str]:
+    """Return the texts as a list, or raise saying which one is not a text and why; ``kind`` names one of them."""
+    plural = "queries" if kind == "query" else f"{kind}s"
     if isinstance(texts, str):
-        raise TypeError("texts must be a list of str, found one str; pass [text]")
+        raise TypeError(f"{plural} must be a list of str, found one str; pass [{kind}]")
     if isinstance(texts, (bytes, dict)) or not isinstance(texts, Iterable):
-        raise TypeError(f"texts must be a list of str, found {type(texts).__name__}")
+        raise TypeError(f"{plural} must be a list of str, found {type(texts).__name__}")
     checked = list(texts)
     for i, text in enumerate(checked):
-        if not isinstance(text, str):
-            hint = "; decode it first" if isinstance(text, bytes) else ""
-            raise TypeError(f"text {i} must be a str, found {type(text).__name__}{hint}")
-        if text.isascii():
-            continue
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise ValueError(
-                f"text {i} holds a lone surrogate ({text[error.start]!r}) at character {error.start}, which is not "
-                "valid Unicode; clean it with text.encode('utf-8', 'replace').decode()"
-            ) from None
+        check_text(text, kind, i)
     return checked
+
+
+def check_text(text: object, kind: str, number: int) -> None:
+    """Raise TypeError or ValueError, naming the text by its kind and number, if it is not valid Unicode text."""
+    if not isinstance(text, str):
+        hint = "; decode it first" if isinstance(text, bytes) else ""
+        raise TypeError(f"{kind} {number} must be a str, found {type(text).__name__}{hint}")
+    if text.isascii():
+        return
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"{kind} {number} holds a lone surrogate ({text[error.start]!r}) at character {error.start}, which is not "
+            "valid Unicode; clean it with text.encode('utf-8', 'replace').decode()"
+        ) from None

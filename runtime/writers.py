@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import numpy as np
-from bgem3.scoring import Embeddings
 from scipy.sparse import vstack
+
+from bgem3.scoring import Embeddings
 
 SUFFIXES = (".jsonl", ".npz", ".parquet")
 

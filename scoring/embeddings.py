@@ -3,9 +3,10 @@
 from typing import TypeVar
 
 import numpy as np
-from bgem3.scoring.multivector import MultiVectors
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
+
+from bgem3.scoring.multivector import MultiVectors
 
 Output = TypeVar("Output")
 

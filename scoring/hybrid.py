@@ -1,7 +1,8 @@
 """Hybrid score: the weighted mean of the other three."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import TypeAlias
 
 import numpy as np
@@ -9,6 +10,8 @@ from numpy.typing import NDArray
 
 Weights: TypeAlias = tuple[float, float, float]
 """Weights of the dense, sparse and multi-vector score, in this order."""
+
+LARGEST_WEIGHT = 1e30  # its products with scores are far from overflow in float32
 
 
 def hybrid_scores(
@@ -55,14 +58,16 @@ def hybrid_scores(
 
 def check_weights(weights: Sequence[float]) -> Weights:
     """Return ``weights`` as three floats, or raise ValueError saying what is wrong with them."""
-    values = tuple(float(w) for w in weights)
-    if len(values) != 3:
-        raise ValueError(f"weights must be three numbers (dense, sparse, multi-vector), found {len(values)}: {weights}")
-    if not np.isfinite(values).all():
-        raise ValueError(f"weights must be finite, found {weights}")
-    if sum(values) == 0:
+    values = tuple(weights) if isinstance(weights, Iterable) else ()
+    if len(values) != 3 or not all(isinstance(weight, Real) for weight in values):
+        raise ValueError(f"weights must be three numbers (dense, sparse, multi-vector), found {weights!r}")
+    dense, sparse, multivector = map(float, values)
+    largest = max(abs(dense), abs(sparse), abs(multivector))
+    if not np.isfinite((dense, sparse, multivector)).all() or largest > LARGEST_WEIGHT:
+        raise ValueError(f"weights must be finite and at most {LARGEST_WEIGHT:g}, found {weights}")
+    if abs(dense + sparse + multivector) <= max(1e-6 * largest, 1 / LARGEST_WEIGHT):  # 0 but for rounding
         raise ValueError(f"weights must not sum to 0 (their sum divides the score), found {weights}")
-    return values[0], values[1], values[2]
+    return dense, sparse, multivector
 
 
 @dataclass(frozen=True, kw_only=True)

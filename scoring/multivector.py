@@ -130,8 +130,14 @@ def multivector_pair_scores(
         raise ValueError(f"pairs need as many queries as passages, found {len(queries)} and {len(passages)}")
     scores = np.empty(len(queries), np.float32)
     for i, (query, passage) in enumerate(zip(queries, passages, strict=True)):
-        query_vectors, passage_vectors = _check([query], [passage])
-        scores[i] = (query_vectors.packed @ passage_vectors.packed.T).max(axis=1).mean()
+        query_vectors, passage_vectors = (np.asarray(a, dtype=np.float32) for a in (query, passage))
+        shapes = query_vectors.shape, passage_vectors.shape
+        if any(len(shape) != 2 or 0 in shape for shape in shapes) or shapes[0][1] != shapes[1][1]:
+            raise ValueError(
+                f"pair {i} must be two (vectors, dims) arrays of one width with at least one vector each, found "
+                f"shapes {shapes[0]} and {shapes[1]}; were both sides encoded by the same model?"
+            )
+        scores[i] = (query_vectors @ passage_vectors.T).max(axis=1).mean()
     return scores
 
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import csr_array
+from scipy.sparse import csr_array, sparray, spmatrix
 
 
 def sparse_scores(query_weights: csr_array, passage_weights: csr_array) -> NDArray[np.float32]:
@@ -67,6 +67,12 @@ def sparse_pair_scores(query_weights: csr_array, passage_weights: csr_array) -> 
 
 
 def _check(query_weights: csr_array, passage_weights: csr_array) -> tuple[csr_array, csr_array]:
+    for weights in (query_weights, passage_weights):
+        if not isinstance(weights, (np.ndarray, sparray, spmatrix)) or weights.ndim != 2:
+            raise ValueError(
+                "sparse weights must be a (texts, vocabulary) csr_array, such as Embeddings.sparse, "
+                f"found {type(weights).__name__}{getattr(weights, 'shape', '')}"
+            )
     queries, passages = (
         csr_array(query_weights, dtype=np.float32),
         csr_array(passage_weights, dtype=np.float32),

@@ -24,12 +24,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from bgem3.export import export_model
-from bgem3.runtime import BGEM3Model
 from FlagEmbedding import BGEM3FlagModel as FlagEmbedding
 from make_random_checkpoint import make_random_checkpoint
 from rich.console import Console
 from rich.table import Table
+
+from bgem3.export import export_model
+from bgem3.runtime import BGEM3Model
 
 BATCH_SIZES = (1, 4, 8, 16, 32)  # FlagEmbedding's best is looked for among these
 DEFAULT_BATCH_SIZE = 256

@@ -10,10 +10,11 @@ import sys
 import tempfile
 from pathlib import Path
 
-from bgem3.runtime import BGEM3Model
 from make_demo_checkpoint import make_demo_checkpoint
 from rich.console import Console
 from rich.table import Column, Table
+
+from bgem3.runtime import BGEM3Model
 
 QUERIES = ["What is BGE M3?", "Defination of BM25"]
 PASSAGES = [

@@ -6,6 +6,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+
 from bgem3.export import export_model
 from bgem3.runtime import BGEM3Model
 

@@ -50,9 +50,7 @@ def test_each_precision_and_each_change_of_the_checkpoint_has_its_own_export(
 
 def test_two_processes_that_start_at_once_share_one_export(random_checkpoint: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-c", CODE, str(random_checkpoint), str(tmp_path)]
-    processes = [
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)
-    ]
+    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
     results = [process.communicate(timeout=120) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], results
     assert results[0][0] == results[1][0]

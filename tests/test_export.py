@@ -44,14 +44,13 @@ def test_the_reference_covers_scripts_and_lengths_from_empty_to_truncated(demo_a
     assert reference.n_tokens.min() == 2
     assert reference.n_tokens[-1] == 512
     with BGEM3Model.load(demo_artifact, "cpu") as model:
-        assert model.encode(reference.texts, ("dense",)).truncated.tolist() == [False] * (len(reference.texts) - 1) + [
-            True
-        ]
+        truncated = model.encode(reference.texts, ("dense",)).truncated
+    assert truncated.tolist() == [False] * (len(reference.texts) - 1) + [True]
     letters = {letter for text in reference.texts for letter in text}
     assert letters >= set("aéПηتהनฝ图図도ნ🚀")
 
 
-def test_an_export_is_reproducible_byte_for_byte(random_checkpoint: Path, random_artifact: Path, tmp_path: Path) -> None:
+def test_an_export_is_reproducible(random_checkpoint: Path, random_artifact: Path, tmp_path: Path) -> None:
     export_model(random_checkpoint, tmp_path / "again", ("fp16", "fp32"))
     for name in ("fp16/cpu.onnx", "fp16/weights.bin", "fp32/cpu.onnx", "fp32/weights.bin", "tokenizer.json"):
         assert (tmp_path / "again" / name).read_bytes() == (random_artifact / name).read_bytes(), name
@@ -71,8 +70,8 @@ def test_a_half_precision_or_bin_checkpoint_exports_as_well(random_checkpoint: P
     for form in ("half", "bin"):
         manifest = export_model(tmp_path / form, tmp_path / f"{form}-onnx", ("fp16",))
         assert not manifest["parity"]["fp16/cpu.onnx"]["missed"]
-    same = (tmp_path / "half-onnx/fp16/weights.bin").read_bytes() == (tmp_path / "bin-onnx/fp16/weights.bin").read_bytes()
-    assert same, "rounding to fp16 before or during the export must give the same weights"
+    half, full = ((tmp_path / f"{form}-onnx/fp16/weights.bin").read_bytes() for form in ("half", "bin"))
+    assert half == full, "rounding to fp16 before or during the export must give the same weights"
 
 
 def test_the_portable_graph_has_standard_operators_and_the_built_graphs_results(demo_artifact: Path) -> None:

@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from bgem3.runtime import BGEM3Model, Embeddings
-from bgem3.runtime.session import OUTPUTS, Output
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
+from bgem3.runtime import BGEM3Model, Embeddings
+from bgem3.runtime.session import OUTPUTS, Output
 
 TOLERANCE = 1e-5
 WORDS = [

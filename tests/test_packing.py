@@ -1,10 +1,11 @@
 """Micro-batches hold every text once, within the budget, and describe each slot rightly."""
 
 import numpy as np
-from bgem3.runtime.packing import MAX_MASKED_SCORES, pack, plan_batches, position_ids
-from bgem3.runtime.tokenizer import TokenizedTexts
 from hypothesis import given
 from hypothesis import strategies as st
+
+from bgem3.runtime.packing import MAX_MASKED_SCORES, pack, plan_batches, position_ids
+from bgem3.runtime.tokenizer import TokenizedTexts
 
 PAD_ID = 1
 lengths_lists = st.lists(st.integers(2, 8192), min_size=1, max_size=60)

@@ -4,6 +4,11 @@ import itertools
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from scipy.sparse import csr_array
+
 from bgem3.scoring import (
     MultiVectors,
     dense_pair_scores,
@@ -15,10 +20,6 @@ from bgem3.scoring import (
     sparse_scores,
 )
 from bgem3.scoring.multivector import TOKENS_PER_BLOCK
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from numpy.typing import NDArray
-from scipy.sparse import csr_array
 
 TOLERANCE = 1e-5
 seeds = st.integers(0, 2**32 - 1)

@@ -1,0 +1,31 @@
+"""FlagEmbedding's results and ours, compared."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+# Largest absolute difference from FlagEmbedding on CPU. Both compute in float32, from the weights as stored.
+TOLERANCES = {
+    "fp32": {"embeddings": 1e-5, "scores": 2e-5},
+    "fp16": {"embeddings": 1e-5, "scores": 2e-5},
+}
+
+
+def assert_same(found: Any, expected: Any, tolerance: float) -> None:
+    """Compare to any depth: types, lengths, keys and their order, shapes, dtypes, every number; NaN equals NaN."""
+    assert type(found) is type(expected)
+    if isinstance(expected, dict):
+        assert list(found) == list(expected)
+        found, expected = list(found.values()), list(expected.values())
+    if isinstance(expected, list):
+        assert len(found) == len(expected)
+        for one_found, one_expected in zip(found, expected, strict=True):
+            assert_same(one_found, one_expected, tolerance)
+    elif isinstance(expected, np.ndarray):
+        assert (found.shape, found.dtype) == (expected.shape, expected.dtype)
+        np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance)
+    elif isinstance(expected, (int, float, np.floating)):
+        assert found == pytest.approx(expected, rel=0, abs=tolerance, nan_ok=True)
+    else:
+        assert found == expected
