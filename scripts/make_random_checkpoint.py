@@ -37,12 +37,14 @@ def make_random_checkpoint(
     max_length: int = 8192,
     weight_std: float = 0.02,
     multivector: int | None = None,
+    vocabulary: int | None = None,
 ) -> Path:
-    """Write the checkpoint; the vocabulary's size is the tokenizer's.
+    """Write the checkpoint.
 
     Parameters
     ----------
     tokenizer_json : a tokenizer in BGE-M3's form, copied into the folder
+    vocabulary : embedded tokens, None for the tokenizer's own number; may be more than that
     multivector : width of the multi-vectors, None for ``hidden``
     weight_std : standard deviation of the weights; a small model needs more than 0.02 to tell texts apart
     """
@@ -51,7 +53,7 @@ def make_random_checkpoint(
     tokenizer = Tokenizer.from_file(str(tokenizer_json))
     pad_id = tokenizer.token_to_id("<pad>")
     config = XLMRobertaConfig(
-        vocab_size=tokenizer.get_vocab_size(),
+        vocab_size=vocabulary or tokenizer.get_vocab_size(),
         hidden_size=hidden,
         num_hidden_layers=layers,
         num_attention_heads=heads,
@@ -93,6 +95,7 @@ def main() -> None:
         ("intermediate", 4096),
     ):
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--vocabulary", type=int, help="default: the tokenizer's own")
     parser.add_argument("--max-length", type=int, default=8192)
     parser.add_argument("--weight-std", type=float, default=0.02)
     print(make_random_checkpoint(**vars(parser.parse_args())))

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 SHARED_TOKENIZER = ROOT.parent / "shared/data/xlm-roberta-tokenizer/tokenizer.json"
 
 
-def load_script(name: str) -> ModuleType:
+def _load_script(name: str) -> ModuleType:
     """Import scripts/NAME.py, which is no package."""
     spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
     assert spec
@@ -25,9 +25,15 @@ def load_script(name: str) -> ModuleType:
 
 
 @pytest.fixture(scope="session")
+def load_script() -> Callable[[str], ModuleType]:
+    """The function that imports a script by its name."""
+    return _load_script
+
+
+@pytest.fixture(scope="session")
 def demo_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The built-in demo checkpoint, whose scores make sense."""
-    made: Path = load_script("make_demo_checkpoint").make_demo_checkpoint(tmp_path_factory.mktemp("demo"))
+    made: Path = _load_script("make_demo_checkpoint").make_demo_checkpoint(tmp_path_factory.mktemp("demo"))
     return made
 
 
@@ -48,7 +54,7 @@ def demo_model(demo_artifact: Path) -> BGEM3Model:
 @pytest.fixture(scope="session")
 def make_random_checkpoint() -> Callable[..., Path]:
     """scripts/make_random_checkpoint.py's function."""
-    maker: Callable[..., Path] = load_script("make_random_checkpoint").make_random_checkpoint
+    maker: Callable[..., Path] = _load_script("make_random_checkpoint").make_random_checkpoint
     return maker
 
 

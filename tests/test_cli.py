@@ -128,7 +128,7 @@ def test_export_exports_and_its_script_is_the_same_door(demo_checkpoint: Path, t
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["graphs"] == [{"precision": "fp32", "device": "cpu", "file": "fp32/cpu.onnx"}]
     assert done.stderr == ""
-    script = [sys.executable, ROOT / "scripts/export_model.py", demo_checkpoint, tmp_path / "a"]
+    script = [sys.executable, str(ROOT / "scripts/export_model.py"), str(demo_checkpoint), str(tmp_path / "a")]
     again = subprocess.run(script, capture_output=True, text=True, check=False)
     assert again.returncode == 2
     assert "--overwrite" in again.stderr

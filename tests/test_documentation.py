@@ -65,7 +65,7 @@ def test_the_readmes_pip_commands_resolve(workplace: Path) -> None:
 def test_make_demo_ranks_the_right_passage_first(tmp_path: Path) -> None:
     """Run what `make demo` runs, on a copy, so that the working tree's own demo folder is left alone."""
     shutil.copytree(ROOT / "scripts", tmp_path / "scripts")
-    demo = [sys.executable, tmp_path / "scripts/demo.py"]
+    demo = [sys.executable, str(tmp_path / "scripts/demo.py")]
     printed = subprocess.run(demo, capture_output=True, text=True, check=True).stdout
     assert "scripts/demo.py" in (ROOT / "Makefile").read_text(encoding="utf-8")
     rank = {tuple(row[0].split()): row[-1] for row in re.findall(r"│ (q\d p\d) .*│ (\d)\s+│", printed)}
