@@ -29,7 +29,7 @@ def find_checkpoint(source: str | Path, cache_dir: str | Path | None = None) -> 
     """
     folder = Path(source) if Path(source).is_dir() else _download(str(source), cache_dir)
     missing = [path.name for path in checkpoint_files(folder) if not path.is_file()]
-    if set(missing) & set(HEAD_FILES):
+    if missing and set(missing) <= set(HEAD_FILES):
         raise CheckpointError(
             f"{source} has no {' and no '.join(missing)}: a checkpoint without its trained heads gives random sparse "
             "weights and multi-vectors; use one that has both, such as 'BAAI/bge-m3'"
