@@ -183,7 +183,7 @@ def _load_head(path: Path, n_inputs: int, n_outputs: int | None = None) -> torch
     if weight.shape != (n_outputs, n_inputs) or bias.shape != (n_outputs,):
         raise CheckpointError(
             f"{path} has weight {tuple(weight.shape)} and bias {tuple(bias.shape)}, "
-            f"expected {(n_outputs, n_inputs)} and {(n_outputs,)}"
+            f"expected {(n_outputs, n_inputs)} and {(n_outputs,)}; this head and config.json are not of one checkpoint"
         )
     head = torch.nn.Linear(n_inputs, n_outputs)
     head.load_state_dict({"weight": weight, "bias": bias})
