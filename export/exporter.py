@@ -21,10 +21,19 @@ from bgem3.export.graph import build_cpu_graph
 from bgem3.export.portable import export_portable
 from bgem3.export.reference import parity_texts, reference_outputs
 from bgem3.export.weights import WeightsFile, encoder_tensors
-from bgem3.runtime.artifact import FORMAT_VERSION, MANIFEST, PRECISIONS, ModelSpec, is_artifact, sha256_of
+from bgem3.runtime.artifact import (
+    FORMAT_VERSION,
+    MANIFEST,
+    PRECISIONS,
+    Artifact,
+    check_artifact,
+    is_artifact,
+    sha256_of,
+)
 from bgem3.runtime.model import BGEM3Model
 from bgem3.runtime.parity import ParityError, Reference, check_parity
 from bgem3.runtime.portable import PORTABLE, check_portable
+from bgem3.runtime.session import EncoderSession
 
 DTYPES: dict[str, type[np.float16] | type[np.float32]] = {"fp16": np.float16, "fp32": np.float32}
 LIBRARIES = ("bgem3", "numpy", "onnx", "optimum-onnx", "tokenizers", "torch", "transformers")
@@ -87,9 +96,9 @@ def export_model(
         reference.save(folder)
         manifest = _manifest(checkpoint, folder, graphs)
         del checkpoint  # its float32 weights, before the sessions take their own
-        _write_manifest(folder, manifest)
-        manifest["parity"] = _verify(folder, manifest, reference, show_progress)
-        _write_manifest(folder, manifest)
+        manifest["parity"] = _verify(check_artifact(folder, manifest), reference, show_progress)
+        text = json.dumps(manifest, indent=2, ensure_ascii=False)
+        (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")  # last: without it, nothing loads the folder
     return manifest
 
 
@@ -164,26 +173,20 @@ def _manifest(checkpoint: Checkpoint, folder: Path, graphs: list[dict[str, str]]
             path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": sha256_of(path)}
             for path in paths
         },
+        "parity": {},
         "versions": {name: version(name) for name in LIBRARIES} | {"onnxruntime": onnxruntime.__version__},
     }
 
 
-def _write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
-    text = json.dumps(manifest, indent=2, ensure_ascii=False)
-    (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
-
-
-def _verify(
-    folder: Path, manifest: dict[str, Any], reference: Reference, show_progress: bool
-) -> dict[str, dict[str, Any]]:
+def _verify(artifact: Artifact, reference: Reference, show_progress: bool) -> dict[str, dict[str, Any]]:
     """Compare every graph of the folder with the reference; raise ParityError if one misses its bounds."""
     parity = {}
-    for graph in manifest["graphs"]:
-        with BGEM3Model.load(folder, graph["device"], graph["precision"]) as model:
-            parity[graph["file"]] = check_parity(model, reference, show_progress=show_progress)
-    if (folder / PORTABLE).is_file():
-        spec = ModelSpec(**manifest["model"])
-        parity[PORTABLE] = check_portable(folder, spec, reference, show_progress=show_progress)
+    for (precision, device), file in artifact.graphs.items():
+        # The model alone holds the session, so that its memory is free before the next one is made.
+        with BGEM3Model(artifact, EncoderSession(artifact, device=device, precision=precision)) as model:
+            parity[file] = check_parity(model, reference, show_progress=show_progress)
+    if (artifact.folder / PORTABLE).is_file():
+        parity[PORTABLE] = check_portable(artifact, reference, show_progress=show_progress)
     for file, report in parity.items():
         if report["missed"]:
             raise ParityError(f"{file} is too far from the checkpoint: {'; '.join(report['missed'])}")

@@ -63,8 +63,12 @@ class Artifact:
 
 
 def is_artifact(folder: Path) -> bool:
-    """Tell whether a folder holds a manifest, whatever its state."""
-    return (folder / MANIFEST).is_file()
+    """Tell whether a folder holds a manifest of ours, of whatever version and state."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(manifest, dict) and "format_version" in manifest
 
 
 def read_artifact(folder: str | Path, *, check_hashes: bool = False) -> Artifact:
@@ -94,6 +98,11 @@ def read_artifact(folder: str | Path, *, check_hashes: bool = False) -> Artifact
         ) from None
     except (ValueError, RecursionError) as error:
         raise ArtifactError(f"{folder / MANIFEST} is not valid JSON ({error}); export the checkpoint again") from None
+    return check_artifact(folder, manifest, check_hashes=check_hashes)
+
+
+def check_artifact(folder: Path, manifest: Any, *, check_hashes: bool = False) -> Artifact:
+    """Check a folder against a manifest; as :func:`read_artifact`, which reads the manifest from the folder."""
     if not isinstance(manifest, dict):
         raise ArtifactError(
             f"{folder / MANIFEST} holds a {type(manifest).__name__}, not an object; export the checkpoint again"
@@ -109,7 +118,7 @@ def read_artifact(folder: str | Path, *, check_hashes: bool = False) -> Artifact
         graphs = {(graph["precision"], graph["device"]): graph["file"] for graph in manifest["graphs"]}
         files = {name: (entry["size"], entry["sha256"]) for name, entry in manifest["files"].items()}
         unlisted = sorted({*graphs.values(), "tokenizer.json"} - files.keys())
-        _ = manifest["source"]["id"], manifest["source"]["revision"], manifest["versions"]
+        _ = manifest["source"]["id"], manifest["source"]["revision"], manifest["versions"], manifest["parity"]
     except (KeyError, TypeError, AttributeError) as error:
         raise ArtifactError(
             f"{folder / MANIFEST} lacks an entry or has a wrong one ({error!r}); export the checkpoint again"

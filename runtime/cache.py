@@ -3,12 +3,13 @@
 import importlib
 import importlib.util
 import logging
+import shutil
 from pathlib import Path
 
 from filelock import FileLock
 from platformdirs import user_cache_path
 
-from bgem3.runtime.artifact import is_artifact
+from bgem3.runtime.artifact import FORMAT_VERSION, is_artifact
 from bgem3.runtime.source import checkpoint_hash, find_checkpoint
 
 logger = logging.getLogger(__name__)
@@ -18,8 +19,8 @@ def find_or_export(source: str | Path, precision: str, cache_dir: str | Path | N
     """Return the artifact folder for an artifact, a checkpoint folder or a hub id.
 
     An artifact folder is returned as it is. A checkpoint is exported once, with progress bars; the result
-    is kept under its files' hash, so a changed checkpoint is exported anew. Processes that start at once
-    wait for the first one's export.
+    is kept under its files' hash (the hub's commit, for a hub id), so a changed checkpoint is exported anew.
+    Processes that start at once wait for the first one's export.
 
     Parameters
     ----------
@@ -38,11 +39,16 @@ def find_or_export(source: str | Path, precision: str, cache_dir: str | Path | N
         return Path(source)
     checkpoint = find_checkpoint(source, cache_dir)
     root = Path(cache_dir) / "bgem3" if cache_dir else user_cache_path("bgem3")
+    key = checkpoint_hash(checkpoint)[:32] if Path(source).is_dir() else checkpoint.name  # the hub's commit
+    target = root / f"{key}-{precision}-v{FORMAT_VERSION}"
+    if is_artifact(target):
+        return target
+    _require_export_extra(source, precision)
     root.mkdir(parents=True, exist_ok=True)
-    target = root / f"{checkpoint_hash(checkpoint)[:32]}-{precision}"
     with FileLock(f"{target}.lock"):
         if not is_artifact(target):
-            _require_export_extra(source, precision)
+            for killed in root.glob(f".{target.name}.*.partial"):
+                shutil.rmtree(killed)
             logger.info("exporting %s to %s, once", source, target)
             export = importlib.import_module("bgem3.export")
             export.export_model(source, target, (precision,), show_progress=True, cache_dir=cache_dir)
@@ -50,10 +56,11 @@ def find_or_export(source: str | Path, precision: str, cache_dir: str | Path | N
 
 
 def _require_export_extra(source: str | Path, precision: str) -> None:
-    missing = [name for name in ("torch", "transformers", "onnx", "optimum") if not importlib.util.find_spec(name)]
+    needed = ("torch", "transformers", "onnx", "optimum", "onnxruntime")
+    missing = [name for name in needed if not importlib.util.find_spec(name)]
     if missing:
         raise ImportError(
             f"{source} is a checkpoint not yet exported, which needs {', '.join(missing)}: "
-            f"`pip install 'bgem3[export]'`, or run `bgem3 export {source} FOLDER --precision {precision}` where "
+            f"`pip install 'bgem3[cpu,export]'`, or run `bgem3 export {source} FOLDER --precision {precision}` where "
             "it is and give the folder here"
         )

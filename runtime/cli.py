@@ -2,7 +2,6 @@
 
 import argparse
 import importlib
-import itertools
 import json
 import os
 import sys
@@ -25,7 +24,9 @@ from bgem3.runtime.session import OUTPUTS
 from bgem3.runtime.tokenizer import check_text
 from bgem3.runtime.writers import check_suffix, write_file, write_jsonl
 
-TEXTS_PER_CHUNK = 4096  # encoded at once: enough to group by length, bounded in memory
+TEXTS_PER_CHUNK = 4096  # encoded at once: enough to group by length
+CHARACTERS_PER_CHUNK = 500_000  # multi-vectors take about 1 KB a character
+JSON_LINES = (".jsonl", ".ndjson")
 SCORES = ("dense", "sparse", "multivector", "hybrid")
 
 
@@ -52,7 +53,7 @@ def run_export(arguments: argparse.Namespace) -> int:
     try:
         export = importlib.import_module("bgem3.export")
     except ImportError as error:
-        raise ImportError(f"exporting needs the export extra ({error}): `pip install 'bgem3[export]'`") from error
+        raise ImportError(f"exporting needs two extras ({error}): `pip install 'bgem3[cpu,export]'`") from error
     manifest = export.export_model(
         arguments.source,
         arguments.target,
@@ -70,6 +71,8 @@ def run_encode(arguments: argparse.Namespace) -> int:
     """Encode the lines of a file or of standard input."""
     if arguments.output:
         check_suffix(arguments.output)
+    if arguments.input and arguments.input.suffix in JSON_LINES and arguments.text_field is None:
+        raise ValueError(f"{arguments.input} holds JSON lines; name the field that is the text with --text-field")
     with BGEM3Model.load(**_load_options(arguments)) as model, _open_input(arguments.input) as file:
         chunks = (
             model.encode(texts, arguments.outputs, arguments.max_length)
@@ -114,7 +117,7 @@ def run_verify(arguments: argparse.Namespace) -> int:
             reports[f"{precision} on {device}"] = report
     if arguments.precision is None and (artifact.folder / PORTABLE).is_file():
         options = {"show_progress": not arguments.json}
-        reports["portable"] = check_portable(artifact.folder, artifact.spec, reference, **options)
+        reports["portable"] = check_portable(artifact, reference, **options)
     if not reports:
         raise ValueError(f"{artifact.folder} has no {arguments.precision} graph; `bgem3 info` lists what it has")
     _show(arguments, reports, _parity_table(reports))
@@ -132,7 +135,7 @@ def _show(arguments: argparse.Namespace, data: object, table: Table) -> None:
     if arguments.json:
         print(json.dumps(data, indent=2, ensure_ascii=False))
     else:
-        Console().print(table)
+        Console(markup=False, emoji=False, highlight=False).print(table)
 
 
 def _info_table(manifest: dict[str, Any], folder: Path) -> Table:
@@ -194,8 +197,15 @@ def _read_texts(file: TextIO, text_field: str | None) -> Iterator[str]:
 
 def _chunks(texts: Iterator[str]) -> Iterator[list[str]]:
     """Cut texts into lists; no texts at all give one empty list, so that outputs keep their shape."""
-    yield list(itertools.islice(texts, TEXTS_PER_CHUNK))
-    while chunk := list(itertools.islice(texts, TEXTS_PER_CHUNK)):
+    chunk: list[str] = []
+    n_chunks = n_characters = 0
+    for text in texts:
+        chunk.append(text)
+        n_characters += len(text)
+        if len(chunk) == TEXTS_PER_CHUNK or n_characters >= CHARACTERS_PER_CHUNK:
+            yield chunk
+            chunk, n_chunks, n_characters = [], n_chunks + 1, 0
+    if chunk or not n_chunks:
         yield chunk
 
 

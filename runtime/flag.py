@@ -23,8 +23,9 @@ class BGEM3FlagModel:
     """Drop-in for ``FlagEmbedding.BGEM3FlagModel`` (1.4): same arguments, output keys and types.
 
     Differences, all on purpose: every text is encoded once and alone in effect, so results do not depend on
-    the batch; an empty list gives empty results; a maximum length beyond the model's is an error; and a
-    passage's MaxSim is over its own vectors only (FlagEmbedding lets padding put a floor of 0 under it).
+    the batch; an empty list gives empty results; a ``max_length`` beyond the model's is an error (in the
+    constructor it means the model's); and a passage's MaxSim is over its own vectors only (FlagEmbedding lets padding
+    put a floor of 0 under it).
 
     Parameters
     ----------

@@ -41,13 +41,13 @@ class BGEM3Model:
     device, precision : what it runs on, and how its weights are stored
     """
 
-    def __init__(self, artifact: Artifact, session: EncoderSession, token_budget: int) -> None:
+    def __init__(self, artifact: Artifact, session: EncoderSession, token_budget: int | None = None) -> None:
         self.spec: ModelSpec = artifact.spec
         self.device = session.device
         self.precision = session.precision
         self.tokenizer = TextTokenizer(artifact.folder / "tokenizer.json", artifact.spec)
         self._session: EncoderSession | None = session
-        self._token_budget = token_budget
+        self._token_budget = token_budget or CPU_TOKEN_BUDGET
 
     @classmethod
     def load(
@@ -86,7 +86,7 @@ class BGEM3Model:
                 raise ValueError(f"{name} must be a whole number of at least 1 or None, found {value!r}")
         artifact = read_artifact(folder, check_hashes=check_hashes)
         session = EncoderSession(artifact, device=device, precision=precision, n_threads=n_threads)
-        return cls(artifact, session, token_budget or CPU_TOKEN_BUDGET)
+        return cls(artifact, session, token_budget)
 
     def encode(
         self,

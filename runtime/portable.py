@@ -1,12 +1,11 @@
 """Runs the portable graph with plain ONNX Runtime, as another runtime would, to compare it with the reference."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-from bgem3.runtime.artifact import ModelSpec
+from bgem3.runtime.artifact import Artifact
 from bgem3.runtime.assembly import Assembly
 from bgem3.runtime.packing import pack
 from bgem3.runtime.parity import Reference, judge
@@ -19,9 +18,7 @@ MAX_TOKENS = 512  # standard operators hold every head's score matrix: 4 GiB a l
 TEXTS_PER_BATCH = 8
 
 
-def check_portable(
-    folder: Path, spec: ModelSpec, reference: Reference, *, show_progress: bool = False
-) -> dict[str, Any]:
+def check_portable(artifact: Artifact, reference: Reference, *, show_progress: bool = False) -> dict[str, Any]:
     """Compare the portable graph of an artifact folder with the reference's texts of up to 512 tokens.
 
     Returns
@@ -29,13 +26,14 @@ def check_portable(
     The report of `bgem3.runtime.parity.judge`, with the bounds of fp32.
     """
     short = reference.head(MAX_TOKENS)
-    return judge(encode_portable(folder, spec, short.texts, show_progress=show_progress), short, "fp32")
+    return judge(encode_portable(artifact, short.texts, show_progress=show_progress), short, "fp32")
 
 
-def encode_portable(folder: Path, spec: ModelSpec, texts: list[str], *, show_progress: bool = False) -> Embeddings:
+def encode_portable(artifact: Artifact, texts: list[str], *, show_progress: bool = False) -> Embeddings:
     """Encode texts with portable/model.onnx, padded in batches."""
-    tokenized = TextTokenizer(folder / "tokenizer.json", spec)(texts, spec.max_length)
-    session = open_session(folder / PORTABLE, available_cpus())
+    spec = artifact.spec
+    tokenized = TextTokenizer(artifact.folder / "tokenizer.json", spec)(texts, spec.max_length)
+    session = open_session(artifact.folder / PORTABLE, available_cpus())
     result = Assembly(tokenized, spec, OUTPUTS)
     starts = range(0, len(texts), TEXTS_PER_BATCH)
     for start in tqdm(starts, desc="portable", unit="batch", disable=not show_progress):

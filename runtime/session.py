@@ -28,7 +28,7 @@ class EncoderSession:
     precision : the precision of the stored weights
     """
 
-    def __init__(self, artifact: Artifact, *, device: str, precision: str | None, n_threads: int | None) -> None:
+    def __init__(self, artifact: Artifact, *, device: str, precision: str | None, n_threads: int | None = None) -> None:
         self.device = choose_device(device)
         self.precision, path = artifact.graph(precision, self.device)
         if device == "auto":
@@ -79,7 +79,7 @@ def choose_device(device: str) -> str:
     if "CUDAExecutionProvider" not in providers:
         raise RuntimeError(
             f"device {device!r} was asked for, but the installed ONNX Runtime has no CUDA provider (it has: "
-            f"{', '.join(providers)}); replace onnxruntime by `pip install 'bgem3[gpu]'`, or use device='cpu'"
+            f"{', '.join(providers)}), and this version of bgem3 exports graphs for CPU only; use device='cpu'"
         )
     return "cuda"
 
@@ -120,8 +120,5 @@ def _import_onnxruntime() -> Any:
     try:
         import onnxruntime
     except ImportError as error:
-        raise ImportError(
-            f"onnxruntime cannot be imported ({error}); `pip install 'bgem3[cpu]'` or, with an NVIDIA GPU, "
-            "`pip install 'bgem3[gpu]'`"
-        ) from error
+        raise ImportError(f"onnxruntime cannot be imported ({error}); `pip install 'bgem3[cpu]'`") from error
     return onnxruntime

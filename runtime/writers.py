@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.sparse import vstack
 
 from bgem3.scoring import Embeddings
@@ -59,6 +60,7 @@ def check_suffix(path: Path) -> None:
 def _whole_file(path: Path) -> Iterator[Path]:
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
+        partial.touch()  # a folder that cannot be written to is noticed before anything is encoded
         yield partial
         partial.replace(path)
     finally:
@@ -102,17 +104,36 @@ def _write_parquet(chunks: Iterable[Embeddings], path: Path) -> None:
         import pyarrow.parquet
     except ImportError as error:
         raise ImportError("writing .parquet needs pyarrow: `pip install 'bgem3[parquet]'`, or write .jsonl") from error
-    types = {
-        "dense": pyarrow.list_(pyarrow.float32()),
-        "sparse": pyarrow.map_(pyarrow.string(), pyarrow.float32()),
-        "multivector": pyarrow.list_(pyarrow.list_(pyarrow.float32())),
-    }
-    fields = {"n_tokens": pyarrow.int32(), "truncated": pyarrow.bool_()}
     writer = None
-    for chunk in chunks:
-        schema = pyarrow.schema(fields | {name: types[name] for name in chunk.outputs})
-        rows = [row | ({"sparse": list(row["sparse"].items())} if "sparse" in row else {}) for row in _rows(chunk)]
-        writer = writer or pyarrow.parquet.ParquetWriter(path, schema)
-        writer.write_table(pyarrow.Table.from_pylist(rows, schema=schema))
-    if writer is not None:
-        writer.close()
+    try:
+        for chunk in chunks:
+            table = pyarrow.table(_arrow_columns(chunk, pyarrow))
+            writer = writer or pyarrow.parquet.ParquetWriter(path, table.schema)
+            writer.write_table(table)
+    finally:
+        if writer is not None:
+            writer.close()
+
+
+def _arrow_columns(chunk: Embeddings, pyarrow: Any) -> dict[str, Any]:
+    """Return Arrow columns over the embeddings' own arrays: no number passes through Python."""
+
+    def lists(offsets: NDArray[np.integer], values: Any) -> Any:
+        return pyarrow.ListArray.from_arrays(pyarrow.array(offsets, pyarrow.int32()), values)
+
+    def rows(matrix: NDArray[np.float32]) -> Any:
+        n_rows, n_dims = matrix.shape
+        return lists(np.arange(n_rows + 1) * n_dims, pyarrow.array(matrix.ravel()))
+
+    columns = {"n_tokens": pyarrow.array(chunk.n_tokens), "truncated": pyarrow.array(chunk.truncated)}
+    if "dense" in chunk.outputs:
+        columns["dense"] = rows(chunk.dense)
+    if "sparse" in chunk.outputs:
+        token_ids = [token_id for row in chunk.lexical_weights for token_id in row]
+        weights = [weight for row in chunk.lexical_weights for weight in row.values()]
+        offsets = pyarrow.array(chunk.sparse.indptr, pyarrow.int32())
+        keys, items = pyarrow.array(token_ids, pyarrow.string()), pyarrow.array(weights, pyarrow.float32())
+        columns["sparse"] = pyarrow.MapArray.from_arrays(offsets, keys, items)
+    if "multivector" in chunk.outputs:
+        columns["multivector"] = lists(chunk.multivector.offsets, rows(chunk.multivector.packed))
+    return columns

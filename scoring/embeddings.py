@@ -1,5 +1,6 @@
 """What the encoder gives for a list of texts: the input of every score."""
 
+from functools import cached_property
 from typing import TypeVar
 
 import numpy as np
@@ -63,7 +64,7 @@ class Embeddings:
     def multivector(self) -> MultiVectors:
         return _asked_for(self._multivector, "multivector")
 
-    @property
+    @cached_property
     def lexical_weights(self) -> list[dict[str, np.float32]]:
         sparse = self.sparse
         order = np.arange(sparse.nnz) if self._first_seen is None else self._first_seen

@@ -6,7 +6,7 @@ from typing import overload
 import numpy as np
 from numpy.typing import NDArray
 
-TOKENS_PER_BLOCK = 2048  # passage vectors in one GEMM: large enough for BLAS, small enough for the cache
+TOKENS_PER_BLOCK = 2048  # vectors a side in one GEMM: large enough for BLAS, 16 MiB of similarities
 
 
 class MultiVectors(Sequence[NDArray[np.float32]]):
@@ -93,12 +93,17 @@ def multivector_scores(
     scores = np.empty((len(query_vectors), len(passage_vectors)), np.float32)
     if not scores.size:
         return scores
-    n_query_vectors = np.diff(query_vectors.offsets)[:, None]  # (Q, 1)
-    for first, last in _blocks(passage_vectors.offsets):
-        starts = passage_vectors.offsets[first : last + 1]
-        similarities = query_vectors.packed @ passage_vectors.packed[starts[0] : starts[-1]].T  # (ΣN, block)
-        best = np.maximum.reduceat(similarities, starts[:-1] - starts[0], axis=1)  # (ΣN, passages)
-        scores[:, first:last] = np.add.reduceat(best, query_vectors.offsets[:-1], axis=0) / n_query_vectors
+    for q_first, q_last in _blocks(query_vectors.offsets):
+        q_starts = query_vectors.offsets[q_first : q_last + 1]
+        block = query_vectors.packed[q_starts[0] : q_starts[-1]].astype(np.float32, copy=False)
+        n_query_vectors = np.diff(q_starts)[:, None]
+        for p_first, p_last in _blocks(passage_vectors.offsets):
+            p_starts = passage_vectors.offsets[p_first : p_last + 1]
+            passage_block = passage_vectors.packed[p_starts[0] : p_starts[-1]].astype(np.float32, copy=False)
+            similarities = block @ passage_block.T  # (query vectors, passage vectors)
+            best = np.maximum.reduceat(similarities, p_starts[:-1] - p_starts[0], axis=1)  # (query vectors, passages)
+            sums = np.add.reduceat(best, q_starts[:-1] - q_starts[0], axis=0)
+            scores[q_first:q_last, p_first:p_last] = sums / n_query_vectors
     return scores
 
 

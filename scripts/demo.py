@@ -3,7 +3,7 @@
 usage: python scripts/demo.py [CHECKPOINT]
 
 Without a checkpoint it makes the small built-in one, whose scores make sense by construction; it shows the
-machinery, not BGE-M3's quality. The artifact is kept in demo/ and used again the next time.
+machinery, not BGE-M3's quality. A checkpoint that is given is exported once into the user's cache.
 """
 
 import sys
@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from bgem3.runtime import BGEM3Model
+from bgem3.runtime.cache import find_or_export
 
 QUERIES = ["What is BGE M3?", "Defination of BM25"]
 PASSAGES = [
@@ -22,32 +23,36 @@ PASSAGES = [
     "BM25 is a bag-of-words retrieval function that ranks a set of documents based on the query terms appearing "
     "in each document",
 ]
-FOLDER = Path(__file__).parent.parent / "demo"
 
 
 def main() -> None:
-    """Export the checkpoint, if that has not been done, and print what the model gives."""
-    console = Console()
+    """Export the checkpoint and print what the model gives."""
+    console = Console(width=max(80, Console().width))
     source = sys.argv[1] if len(sys.argv) > 1 else None
-    artifact = FOLDER / (Path(source).name if source else "built-in")
-    if not artifact.exists():
-        export(source, artifact)
-    with BGEM3Model.load(artifact, device="cpu") as model:
-        for name, text in zip(("q0", "q1", "p0", "p1"), QUERIES + PASSAGES, strict=True):
-            console.print(f"[bold]{name}[/bold]  {text}")
-        console.print(four_scores(model))
+    with tempfile.TemporaryDirectory() as folder:
+        print(f"exporting {source or 'the built-in checkpoint'}")
+        artifact = find_or_export(source, "fp16") if source else export_built_in(Path(folder))
+        show(artifact, console)
     if source is None:
         print("The built-in checkpoint shows the machinery, not BGE-M3's quality. For the real one:")
         print("    make demo CHECKPOINT=BAAI/bge-m3")
 
 
-def export(source: str | None, artifact: Path) -> None:
-    """Export a checkpoint, or the built-in one made on the spot."""
+def show(artifact: Path, console: Console) -> None:
+    """Print the texts and their scores."""
+    with BGEM3Model.load(artifact, device="cpu") as model:
+        for name, text in zip(("q0", "q1", "p0", "p1"), QUERIES + PASSAGES, strict=True):
+            console.print(f"[bold]{name}[/bold]  {text}")
+        console.print(four_scores(model))
+
+
+def export_built_in(folder: Path) -> Path:
+    """Make the built-in checkpoint and export it; return the artifact folder."""
     from bgem3.export import export_model  # here, because torch takes seconds to import
 
-    with tempfile.TemporaryDirectory() as folder:
-        print(f"exporting {source or 'the built-in checkpoint'} to {artifact}")
-        export_model(source or make_demo_checkpoint(folder), artifact, show_progress=source is not None)
+    artifact = folder / "artifact"
+    export_model(make_demo_checkpoint(folder / "checkpoint"), artifact)
+    return artifact
 
 
 def four_scores(model: BGEM3Model) -> Table:

@@ -6,6 +6,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 
 from bgem3.export import export_model
 from bgem3.runtime import BGEM3Model
@@ -22,6 +23,12 @@ def _load_script(name: str) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_torch_thread() -> None:
+    """Small models gain nothing from a second thread, and on a busy machine waiting for it takes minutes."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

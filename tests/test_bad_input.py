@@ -39,15 +39,6 @@ MAX_LENGTH = 128  # of the random checkpoint
 SECONDS = 60.0  # a bound on what must not take minutes, far above the 2 s it takes
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_torch_thread() -> Iterator[None]:
-    """On a busy machine, threads that wait for each other make a small model's reference a hundred times slower."""
-    n_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(n_threads)
-
-
 @pytest.fixture(scope="module")
 def flag_model(random_artifact: Path) -> Iterator[BGEM3FlagModel]:
     """The drop-in class over the random artifact, with instructions."""

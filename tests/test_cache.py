@@ -25,7 +25,7 @@ def artifacts(folder: Path) -> list[str]:
 def test_a_checkpoint_is_exported_once_and_found_again_without_torch(random_checkpoint: Path, tmp_path: Path) -> None:
     first = BGEM3FlagModel(random_checkpoint, devices="cpu", cache_dir=tmp_path)
     (name,) = artifacts(tmp_path)
-    assert name == f"{checkpoint_hash(random_checkpoint)[:32]}-fp16"
+    assert name == f"{checkpoint_hash(random_checkpoint)[:32]}-fp16-v1"
     made = (tmp_path / "bgem3" / name / "manifest.json").stat().st_mtime_ns
     code = CODE + "assert 'torch' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code, random_checkpoint, tmp_path], capture_output=True, text=True)

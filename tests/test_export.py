@@ -83,7 +83,7 @@ def test_the_portable_graph_has_standard_operators_and_the_built_graphs_results(
     texts = ["What is BM25?", "", "хлеб <pad> 面包 " * 30, "a"]
     with BGEM3Model.load(demo_artifact, "cpu", "fp32") as built:
         expected = built.encode(texts)
-    found = encode_portable(demo_artifact, built.spec, texts)
+    found = encode_portable(read_artifact(demo_artifact), texts)
     np.testing.assert_allclose(found.dense, expected.dense, atol=1e-5)
     np.testing.assert_allclose(found.multivector.packed, expected.multivector.packed, atol=1e-5)
     np.testing.assert_allclose(found.sparse.toarray(), expected.sparse.toarray(), atol=1e-5)

@@ -6,7 +6,7 @@ Where FlagEmbedding is at fault, the last tests state both results; see "Differe
 import itertools
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -94,15 +94,6 @@ def open_both(checkpoint: Path, artifact: Path, precision: str, **settings: Any)
         embedding_tolerance=TOLERANCES[precision]["embeddings"],
         score_tolerance=TOLERANCES[precision]["scores"],
     )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_torch_thread() -> Iterator[None]:
-    """Models this small gain nothing from a second thread, and on a busy machine waiting for it takes minutes."""
-    n_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(n_threads)
 
 
 @pytest.fixture(scope="module")
