@@ -58,6 +58,14 @@ def test_two_processes_that_start_at_once_share_one_export(random_checkpoint: Pa
     assert len(artifacts(tmp_path)) == 1
 
 
+def test_what_a_killed_export_left_is_cleared_away(random_checkpoint: Path, tmp_path: Path) -> None:
+    left = tmp_path / "bgem3" / f".{checkpoint_hash(random_checkpoint)[:32]}-fp16-v1.0123abcd.partial"
+    left.mkdir(parents=True)
+    (left / "weights.bin").write_bytes(b"half")
+    BGEM3FlagModel(random_checkpoint, devices="cpu", cache_dir=tmp_path)
+    assert not left.exists()
+
+
 def test_the_users_cache_folder_is_used_by_default(
     random_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,12 +4,13 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet
 import pytest
 
-from bgem3.runtime import BGEM3Model
+from bgem3.runtime import BGEM3Model, Embeddings, cli
 from bgem3.runtime.cli import main
 
 ROOT = Path(__file__).parent.parent
@@ -92,6 +93,46 @@ def test_score_prints_the_four_scores_as_a_table_or_json(random_artifact: Path, 
         for name in ("dense", "sparse", "multivector", "hybrid"):
             assert row[name] == pytest.approx(float(getattr(expected, name)[0, j]), abs=1e-5)
     assert f"{expected.dense[0, 0]:.4f}" in run(*arguments).stdout
+
+
+def test_score_prints_texts_with_brackets_and_colons_as_they_are(random_artifact: Path) -> None:
+    done = run("score", random_artifact, "-q", "[INST] [/INST]", "-p", "[red] :bee:")
+    assert done.returncode == 0, done.stderr
+    assert "[INST] [/INST]" in done.stdout
+    assert "[red] :bee:" in done.stdout
+
+
+def test_json_lines_are_not_taken_for_texts(random_artifact: Path, tmp_path: Path) -> None:
+    path = tmp_path / "corpus.jsonl"
+    path.write_text('{"text": "honey"}\n')
+    done = run("encode", random_artifact, path)
+    assert done.returncode == 2
+    assert "--text-field" in done.stderr
+    assert run("encode", random_artifact, path, "--text-field", "text").returncode == 0
+
+
+def test_long_input_is_encoded_in_chunks_of_bounded_size(
+    random_artifact: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    n_texts: list[int] = []
+    encode = BGEM3Model.encode
+
+    def counting(self: BGEM3Model, texts: list[str], *options: Any) -> Embeddings:
+        n_texts.append(len(texts))
+        return encode(self, texts, *options)
+
+    monkeypatch.setattr(cli, "CHARACTERS_PER_CHUNK", 100)
+    monkeypatch.setattr(BGEM3Model, "encode", counting)
+    (tmp_path / "lines.txt").write_text("\n".join(["honey " * 10] * 5))
+    for name in ("out.parquet", "out.npz", "out.jsonl"):
+        n_texts.clear()
+        assert main(["encode", str(random_artifact), str(tmp_path / "lines.txt"), "-o", str(tmp_path / name)]) == 0
+        assert n_texts == [2, 2, 1]
+    assert pyarrow.parquet.read_table(tmp_path / "out.parquet").num_rows == 5
+    with np.load(tmp_path / "out.npz") as arrays:
+        assert len(arrays["dense"]) == 5
+        assert arrays["multivector_offsets"][-1] == len(arrays["multivector"])
+    assert len((tmp_path / "out.jsonl").read_text().splitlines()) == 5
 
 
 def test_verify_passes_a_whole_artifact_without_torch_and_reports_each_graph(demo_artifact: Path) -> None:

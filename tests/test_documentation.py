@@ -104,6 +104,17 @@ def test_every_module_is_packaged_typed_and_has_a_docstring() -> None:
         assert importlib.import_module(name).__doc__, name
 
 
+def test_the_readmes_speed_is_what_the_benchmark_measured() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    report = json.loads((ROOT / "benchmarks/throughput_cpu.json").read_text(encoding="utf-8"))
+    rates = report["tokens_per_second"]
+    assert f"({report['n_tokens']:,} tokens)" in text
+    for name, rate in rates.items():
+        label = re.escape(name.removeprefix("FlagEmbedding, "))
+        ratio = f"bgem3 is {rates['bgem3'] / rate:.1f}x as fast" if name != "bgem3" else ""
+        assert re.search(rf"\|.*{label}.*\| \**{rate:.0f}\** \| ?{ratio} ?\|", text), name
+
+
 def test_the_changelog_names_the_version_or_what_is_unreleased() -> None:
     text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     assert f"## [{version('bgem3')}]" in text or "## [Unreleased]" in text

@@ -279,6 +279,14 @@ def test_a_limit_on_file_size_is_told_with_the_target_and_leaves_nothing(random_
     assert_nothing_is_left(target)
 
 
+def test_a_folder_with_another_programs_manifest_is_not_overwritten(random_checkpoint: Path, target: Path) -> None:
+    target.mkdir()
+    (target / "manifest.json").write_text('{"name": "a web application"}')
+    with pytest.raises(FileExistsError, match="is not an artifact folder"):
+        export_model(random_checkpoint, target, overwrite=True)
+    assert (target / "manifest.json").is_file()
+
+
 @pytest.mark.parametrize("step", ["build_cpu_graph", "check_parity"])
 def test_a_killed_export_leaves_no_target_and_nothing_that_loads(
     random_checkpoint: Path, random_artifact: Path, target: Path, step: str
