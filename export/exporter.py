@@ -1,6 +1,7 @@
 """export_model: a checkpoint becomes an artifact folder, whole or not at all."""
 
 import errno
+import gc
 import json
 import os
 import shutil
@@ -96,6 +97,7 @@ def export_model(
         reference.save(folder)
         manifest = _manifest(checkpoint, folder, graphs)
         del checkpoint  # its float32 weights, before the sessions take their own
+        gc.collect()  # the portable graph's tracing leaves them in reference cycles
         manifest["parity"] = _verify(check_artifact(folder, manifest), reference, show_progress)
         text = json.dumps(manifest, indent=2, ensure_ascii=False)
         (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")  # last: without it, nothing loads the folder
