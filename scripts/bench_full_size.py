@@ -85,7 +85,8 @@ def run_step(code: str, *arguments: object) -> dict[str, Any]:
         [sys.executable, "-c", prelude + code + epilogue, *map(str, arguments)], stdout=subprocess.PIPE, text=True
     )
     assert process.stdout
-    printed = process.stdout.read()
+    with process.stdout:
+        printed = process.stdout.read()
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
