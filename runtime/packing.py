@@ -53,11 +53,12 @@ def plan_batches(lengths: NDArray[np.int64], token_budget: int) -> Iterator[NDAr
     order = np.argsort(-lengths, kind="stable")
     lengths = lengths[order]
     n_tokens_before = np.concatenate([[0], np.cumsum(lengths)])
+    ascending = -lengths  # what searchsorted needs
     start = 0
     while start < len(order):
         longest = lengths[start]
         fitting = np.searchsorted(n_tokens_before, n_tokens_before[start] + token_budget, side="right") - 1 - start
-        of_one_length = np.searchsorted(-lengths, -longest, side="right") - start  # these need no mask
+        of_one_length = np.searchsorted(ascending, -longest, side="right") - start  # these need no mask
         n_texts = max(1, min(int(fitting), max(int(of_one_length), int(MAX_MASKED_SCORES // longest**2))))
         yield order[start : start + n_texts]
         start += n_texts
