@@ -18,7 +18,8 @@ import onnxruntime
 from tqdm import tqdm
 
 from bgem3.export.checkpoint import Checkpoint, load_checkpoint
-from bgem3.export.graph import build_cpu_graph
+from bgem3.export.cpu_graph import build_cpu_graph
+from bgem3.export.cuda_graph import build_cuda_graph
 from bgem3.export.portable import export_portable
 from bgem3.export.reference import parity_texts, reference_outputs
 from bgem3.export.weights import WeightsFile, encoder_tensors
@@ -31,10 +32,8 @@ from bgem3.runtime.artifact import (
     is_artifact,
     sha256_of,
 )
-from bgem3.runtime.model import BGEM3Model
-from bgem3.runtime.parity import ParityError, Reference, check_parity
+from bgem3.runtime.parity import ParityError, Reference, check_graphs, check_parity
 from bgem3.runtime.portable import PORTABLE, check_portable
-from bgem3.runtime.session import EncoderSession
 
 DTYPES: dict[str, type[np.float16] | type[np.float32]] = {"fp16": np.float16, "fp32": np.float32}
 LIBRARIES = ("bgem3", "numpy", "onnx", "optimum-onnx", "tokenizers", "torch", "transformers")
@@ -90,7 +89,9 @@ def export_model(
     checkpoint = load_checkpoint(source, cache_dir)
     with _new_folder(target, overwrite) as folder:
         shutil.copyfile(checkpoint.folder / "tokenizer.json", folder / "tokenizer.json")
-        graphs = [_write_precision(checkpoint, folder, precision, show_progress) for precision in precisions]
+        graphs: list[dict[str, str]] = []
+        for precision in precisions:
+            graphs += _write_precision(checkpoint, folder, precision, show_progress)
         if portable:
             export_portable(checkpoint.model, folder / Path(PORTABLE).parent)
         reference = reference_outputs(checkpoint, parity_texts(checkpoint), show_progress=show_progress)
@@ -149,7 +150,7 @@ def _new_folder(target: Path, overwrite: bool) -> Iterator[Path]:
         shutil.rmtree(replaced)
 
 
-def _write_precision(checkpoint: Checkpoint, folder: Path, precision: str, show_progress: bool) -> dict[str, str]:
+def _write_precision(checkpoint: Checkpoint, folder: Path, precision: str, show_progress: bool) -> list[dict[str, str]]:
     (folder / precision).mkdir()
     n_tensors = sum(1 for _ in encoder_tensors(checkpoint.model))
     with WeightsFile(folder / precision / "weights.bin", DTYPES[precision]) as weights:
@@ -158,10 +159,13 @@ def _write_precision(checkpoint: Checkpoint, folder: Path, precision: str, show_
             tensors, desc=f"{precision} weights", total=n_tensors, unit="tensor", disable=not show_progress
         ):
             weights.write(name, values)
-    path = folder / precision / "cpu.onnx"
-    onnx.save(build_cpu_graph(checkpoint.spec, weights), path)
-    onnx.checker.check_model(path)
-    return {"precision": precision, "device": "cpu", "file": f"{precision}/cpu.onnx"}
+    graphs = []
+    for device, build in (("cuda", build_cuda_graph), ("cpu", build_cpu_graph)):
+        file = f"{precision}/{device}.onnx"
+        onnx.save(build(checkpoint.spec, weights), folder / file)
+        onnx.checker.check_model(folder / file)
+        graphs.append({"precision": precision, "device": device, "file": file})
+    return graphs
 
 
 def _manifest(checkpoint: Checkpoint, folder: Path, graphs: list[dict[str, str]]) -> dict[str, Any]:
@@ -182,11 +186,7 @@ def _manifest(checkpoint: Checkpoint, folder: Path, graphs: list[dict[str, str]]
 
 def _verify(artifact: Artifact, reference: Reference, show_progress: bool) -> dict[str, dict[str, Any]]:
     """Compare every graph of the folder with the reference; raise ParityError if one misses its bounds."""
-    parity = {}
-    for (precision, device), file in artifact.graphs.items():
-        # The model alone holds the session, so that its memory is free before the next one is made.
-        with BGEM3Model(artifact, EncoderSession(artifact, device=device, precision=precision)) as model:
-            parity[file] = check_parity(model, reference, show_progress=show_progress)
+    parity = check_graphs(artifact, lambda model: check_parity(model, reference, show_progress=show_progress))
     if (artifact.folder / PORTABLE).is_file():
         parity[PORTABLE] = check_portable(artifact, reference, show_progress=show_progress)
     for file, report in parity.items():

@@ -1,27 +1,4 @@
-"""The packed-token encoder graph for ONNX Runtime's CPU provider, built operator by operator.
-
-Inputs (T tokens, B texts, S the longest text's tokens), written by `bgem3.runtime.packing`:
-
-| name               | type, shape  | meaning                                                         |
-|--------------------|--------------|-----------------------------------------------------------------|
-| `token_ids`        | int64 (T,)   | all texts one after another, special tokens included, no padding |
-| `position_ids`     | int64 (T,)   | XLM-R's positions                                               |
-| `padded_index`     | int32 (B, S) | the token in each slot of the padded layout (any, where padded) |
-| `packed_index`     | int32 (T,)   | the slot, in row-major order, of each token                     |
-| `key_mask`         | int32 (B, S) | 1 where a slot holds a token, 0 where it is padding             |
-| `state_rows`       | int64 (R,)   | tokens that the last layer carries past its attention           |
-| `dense_rows`       | int64 (N,)   | rows of those states for the dense head                         |
-| `sparse_rows`      | int64 (N,)   | likewise for the sparse head                                    |
-| `multivector_rows` | int64 (N,)   | likewise for the multi-vector head                              |
-
-Outputs: `dense` (rows, D), `sparse` (rows,) and `multivector` (rows, M), all float32.
-
-Only attention sees texts: linear layers, LayerNorm and GELU work on packed tokens and never on padding.
-A head is chosen by its row list: an empty list makes the head's operators work on zero rows, and with
-`dense` alone `state_rows` are the CLS tokens, so the last layer's feed-forward block runs on B rows.
-Attention without padding (one text, or texts of one length) takes MultiHeadAttention's flash path, which never
-holds a score matrix; with padding, a mask makes it hold one, so packing keeps those micro-batches small.
-"""
+"""What the graphs of every device share: how one is put together, and the inputs and outputs common to all."""
 
 from typing import Any
 
@@ -36,12 +13,13 @@ OPSETS = {"": 20, "com.microsoft": 1}  # 20 is the first with an exact Gelu
 IR_VERSION = 9
 NORM_FLOOR = 1e-12  # torch.nn.functional.normalize's eps
 
-INPUTS = {
+Values = dict[str, tuple[int, list[Any]]]  # element type and shape by name
+
+TOKEN_INPUTS: Values = {
     "token_ids": (TensorProto.INT64, ["tokens"]),
     "position_ids": (TensorProto.INT64, ["tokens"]),
-    "padded_index": (TensorProto.INT32, ["texts", "slots"]),
-    "packed_index": (TensorProto.INT32, ["tokens"]),
-    "key_mask": (TensorProto.INT32, ["texts", "slots"]),
+}
+ROW_INPUTS: Values = {
     "state_rows": (TensorProto.INT64, ["states"]),
     "dense_rows": (TensorProto.INT64, ["dense_rows"]),
     "sparse_rows": (TensorProto.INT64, ["sparse_rows"]),
@@ -49,92 +27,16 @@ INPUTS = {
 }
 
 
-def build_cpu_graph(spec: ModelSpec, weights: WeightsFile) -> onnx.ModelProto:
-    """Build the CPU graph over a weights file that holds the tensors of `bgem3.export.checkpoint`.
-
-    Weights stored as float16 pass through a Cast, which ONNX Runtime folds when the session is made: all
-    arithmetic is float32.
-
-    Parameters
-    ----------
-    spec : the model's dimensions
-    weights : tensors by name, linear weights as (in, out)
-
-    Returns
-    -------
-    A model of a few hundred nodes whose initializers lie in the weights file.
-    """
-    graph = _Graph(weights)
-    states = _embeddings(graph, spec)
-    graph.node("Size", ["padded_index"], "n_slots")
-    graph.node("Size", ["token_ids"], "n_tokens")
-    graph.node("Equal", ["n_slots", "n_tokens"], "is_unpadded")
-    graph.int64("context_shape", [-1, spec.hidden_size])
-    for layer in range(spec.n_layers):
-        states = _layer(graph, spec, layer, states, is_last=layer == spec.n_layers - 1)
-    _heads(graph, states)
-    outputs = {
-        "dense": ["dense_rows", spec.hidden_size],
-        "sparse": ["sparse_rows"],
-        "multivector": ["multivector_rows", spec.multivector_size],
+def outputs_of(spec: ModelSpec) -> Values:
+    """Return the outputs of every graph: float32, a row for each row asked for."""
+    return {
+        "dense": (TensorProto.FLOAT, ["dense_rows", spec.hidden_size]),
+        "sparse": (TensorProto.FLOAT, ["sparse_rows"]),
+        "multivector": (TensorProto.FLOAT, ["multivector_rows", spec.multivector_size]),
     }
-    return graph.model(INPUTS, {name: (TensorProto.FLOAT, shape) for name, shape in outputs.items()})
 
 
-def _embeddings(graph: "_Graph", spec: ModelSpec) -> str:
-    words = graph.float32(graph.node("Gather", [graph.stored("embeddings.word"), "token_ids"]))  # (T, D)
-    positions = graph.float32(graph.node("Gather", [graph.stored("embeddings.position"), "position_ids"]))
-    typed = graph.node("Add", [words, graph.weight("embeddings.type")])
-    return graph.layer_norm(graph.node("Add", [typed, positions]), "embeddings.norm", spec)
-
-
-def _layer(graph: "_Graph", spec: ModelSpec, layer: int, states: str, *, is_last: bool) -> str:
-    """Post-LayerNorm transformer block: (T, D) to (T, D), or to (R, D) in the last layer."""
-    name = f"layer.{layer}"
-    slots = [
-        graph.node("Gather", [graph.linear(states, f"{name}.{part}"), "padded_index"])  # (B, S, D)
-        for part in ("query", "key", "value")
-    ]
-    context = graph.node("Reshape", [_attention(graph, spec, slots), "context_shape"])  # (B*S, D)
-    index = "packed_index"
-    if is_last:
-        index = graph.node("Gather", ["packed_index", "state_rows"])
-        states = graph.node("Gather", [states, "state_rows"])
-    context = graph.node("Gather", [context, index])  # (T, D)
-    attended = graph.node("Add", [graph.linear(context, f"{name}.attention_output"), states])
-    states = graph.layer_norm(attended, f"{name}.attention_norm", spec)
-    hidden = graph.node("Gelu", [graph.linear(states, f"{name}.intermediate")], approximate="none")
-    transformed = graph.node("Add", [graph.linear(hidden, f"{name}.output"), states])
-    return graph.layer_norm(transformed, f"{name}.output_norm", spec)
-
-
-def _attention(graph: "_Graph", spec: ModelSpec, slots: list[str]) -> str:
-    """Attend within each text, (B, S, D) to (B, S, D); the mask is used only where there is padding."""
-    settings: dict[str, Any] = {
-        "domain": "com.microsoft",
-        "num_heads": spec.n_heads,
-        "mask_filter_value": float(np.finfo(np.float32).min),
-    }
-    branches = {}
-    for branch, inputs in (("then_branch", slots), ("else_branch", [*slots, "", "key_mask"])):
-        output = graph.name("MultiHeadAttention")
-        node = helper.make_node("MultiHeadAttention", inputs, [output], name=output, **settings)
-        value = helper.make_tensor_value_info(output, TensorProto.FLOAT, ["texts", "slots", spec.hidden_size])
-        branches[branch] = helper.make_graph([node], output, [], [value])
-    return graph.node("If", ["is_unpadded"], **branches)
-
-
-def _heads(graph: "_Graph", states: str) -> None:
-    dense_states = graph.node("Gather", [states, "dense_rows"])
-    graph.normalise(dense_states, "dense")
-    sparse_states = graph.node("Gather", [states, "sparse_rows"])
-    weights = graph.node("Relu", [graph.linear(sparse_states, "sparse")])  # (rows, 1)
-    graph.node("Reshape", [weights, graph.int64("flat", [-1])], "sparse")
-    multivector_states = graph.node("Gather", [states, "multivector_rows"])
-    graph.normalise(graph.linear(multivector_states, "multivector"), "multivector")
-
-
-class _Graph:
+class Graph:
     """Collects nodes and initializers under unique names."""
 
     def __init__(self, weights: WeightsFile) -> None:
@@ -151,6 +53,10 @@ class _Graph:
         output = output or self.name(kind)
         self._nodes.append(helper.make_node(kind, inputs, [output], name=output, **attributes))
         return output
+
+    def contrib(self, kind: str, inputs: list[str], **attributes: Any) -> str:
+        """Add an operator of ONNX Runtime's own."""
+        return self.node(kind, inputs, domain="com.microsoft", **attributes)
 
     def int64(self, name: str, values: list[int]) -> str:
         self._initializers[name] = helper.make_tensor(name, TensorProto.INT64, [len(values)], values)
@@ -181,8 +87,11 @@ class _Graph:
         lengths = self.node("ReduceL2", [rows, self.int64("last_axis", [-1])], keepdims=1)
         return self.node("Div", [rows, self.node("Max", [lengths, "norm_floor"])], output)
 
-    def model(self, inputs: dict[str, Any], outputs: dict[str, Any]) -> onnx.ModelProto:
-        def declared(values: dict[str, Any]) -> list[onnx.ValueInfoProto]:
+    def flatten(self, rows: str, output: str) -> None:
+        self.node("Reshape", [rows, self.int64("flat", [-1])], output)
+
+    def model(self, inputs: Values, outputs: Values) -> onnx.ModelProto:
+        def declared(values: Values) -> list[onnx.ValueInfoProto]:
             return [helper.make_tensor_value_info(name, *kind) for name, kind in values.items()]
 
         graph = helper.make_graph(

@@ -1,6 +1,7 @@
 """BGE-M3 at run time: texts in, three kinds of embeddings and four scores out, with no torch."""
 
 from bgem3.runtime.artifact import ArtifactError
+from bgem3.runtime.cuda import DeviceMemoryError
 from bgem3.runtime.flag import BGEM3FlagModel
 from bgem3.runtime.model import BGEM3Model
 from bgem3.runtime.parity import ParityError
@@ -12,6 +13,7 @@ __all__ = [
     "BGEM3FlagModel",
     "BGEM3Model",
     "CheckpointError",
+    "DeviceMemoryError",
     "Embeddings",
     "ParityError",
     "Scores",

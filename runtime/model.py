@@ -1,6 +1,7 @@
 """BGEM3Model: an artifact folder opened for encoding and scoring."""
 
-from collections.abc import Iterable, Sequence
+import threading
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -8,8 +9,9 @@ from tqdm import tqdm
 
 from bgem3.runtime.artifact import Artifact, ModelSpec, read_artifact
 from bgem3.runtime.assembly import Assembly
-from bgem3.runtime.packing import pack, plan_batches
-from bgem3.runtime.session import OUTPUTS, EncoderSession, Output
+from bgem3.runtime.device import EncoderSession, open_encoder
+from bgem3.runtime.packing import PackedBatch, pack, plan_batches
+from bgem3.runtime.session import OUTPUTS, Arrays, Output
 from bgem3.runtime.tokenizer import TextTokenizer, check_texts
 from bgem3.scoring import (
     Embeddings,
@@ -26,7 +28,7 @@ from bgem3.scoring import (
 from bgem3.scoring.hybrid import check_weights
 
 DEFAULT_WEIGHTS: Weights = (0.4, 0.2, 0.4)
-CPU_TOKEN_BUDGET = 1024  # GEMMs reach their full rate well below this; activations still fit a large cache
+CHARACTERS_PER_CHUNK = 250_000  # tokenized at once: several micro-batches of any device
 
 
 class BGEM3Model:
@@ -41,13 +43,12 @@ class BGEM3Model:
     device, precision : what it runs on, and how its weights are stored
     """
 
-    def __init__(self, artifact: Artifact, session: EncoderSession, token_budget: int | None = None) -> None:
+    def __init__(self, artifact: Artifact, session: EncoderSession) -> None:
         self.spec: ModelSpec = artifact.spec
         self.device = session.device
         self.precision = session.precision
         self.tokenizer = TextTokenizer(artifact.folder / "tokenizer.json", artifact.spec)
         self._session: EncoderSession | None = session
-        self._token_budget = token_budget or CPU_TOKEN_BUDGET
 
     @classmethod
     def load(
@@ -58,6 +59,8 @@ class BGEM3Model:
         n_threads: int | None = None,
         *,
         token_budget: int | None = None,
+        device_memory_limit: int | None = None,
+        cuda_graphs: bool = False,
         check_hashes: bool = False,
     ) -> "BGEM3Model":
         """Open an artifact folder.
@@ -66,10 +69,14 @@ class BGEM3Model:
         ----------
         folder : written by `bgem3.export.export_model` or `bgem3 export`
         device : "auto", "cpu", "cuda" or "cuda:N"; "auto" logs what it chose
-        precision : "fp16" or "fp32" as stored; None takes the artifact's first in that order
+        precision : "fp16" or "fp32" as stored; None takes the artifact's first in that order. CUDA computes in it,
+            CPU always in float32.
         n_threads : compute threads on CPU, None for as many as the process may use CPUs
         token_budget : most tokens in one micro-batch (a longer text runs alone); changes speed and memory,
-            never results
+            never results. None takes what suits the device and, on CUDA, its free memory.
+        device_memory_limit : most bytes of a CUDA device's memory to take, weights included; None for what is free
+        cuda_graphs : on CUDA, capture short single texts' kernels in graphs, which answers them sooner; micro-batches
+            then run one after another, which costs throughput
         check_hashes : compare the SHA-256 of every file with the manifest first
 
         Raises
@@ -80,13 +87,28 @@ class BGEM3Model:
             If an argument is not one of the values above.
         RuntimeError
             If the device cannot be had; the message gives the reason and the fix.
+        DeviceMemoryError
+            If the weights do not fit the device's free memory.
         """
-        for name, value in (("n_threads", n_threads), ("token_budget", token_budget)):
+        whole_numbers = {
+            "n_threads": n_threads,
+            "token_budget": token_budget,
+            "device_memory_limit": device_memory_limit,
+        }
+        for name, value in whole_numbers.items():
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
                 raise ValueError(f"{name} must be a whole number of at least 1 or None, found {value!r}")
         artifact = read_artifact(folder, check_hashes=check_hashes)
-        session = EncoderSession(artifact, device=device, precision=precision, n_threads=n_threads)
-        return cls(artifact, session, token_budget)
+        session = open_encoder(
+            artifact,
+            device=device,
+            precision=precision,
+            n_threads=n_threads,
+            token_budget=token_budget,
+            device_memory_limit=device_memory_limit,
+            cuda_graphs=cuda_graphs,
+        )
+        return cls(artifact, session)
 
     def encode(
         self,
@@ -120,14 +142,29 @@ class BGEM3Model:
         """
         session = self._open_session()
         wanted = _check_outputs(outputs)
-        tokenized = self.tokenizer(texts, self.spec.max_length if max_length is None else max_length)
-        result = Assembly(tokenized, self.spec, wanted)
-        with tqdm(total=len(tokenized.lengths), unit="text", disable=not show_progress) as progress:
-            for text_index in plan_batches(tokenized.lengths, self._token_budget):
-                batch = pack(tokenized, text_index, self.spec.pad_id)
-                result.add(batch, session.run(batch, wanted))
-                progress.update(len(text_index))
+        limit = self.spec.max_length if max_length is None else max_length
+        self.tokenizer.check_max_length(limit)
+        checked = check_texts(texts)
+        result, lock = Assembly(self.spec, wanted), threading.Lock()
+        with tqdm(total=len(checked), unit="text", disable=not show_progress) as progress:
+
+            def finish(batch: PackedBatch, arrays: Arrays) -> None:
+                result.add(batch, arrays)
+                with lock:
+                    progress.update(len(batch.text_index))
+
+            session.run_all(self._batches(session, checked, limit, result), wanted, finish)
         return result.embeddings()
+
+    def _batches(
+        self, session: EncoderSession, texts: list[str], max_length: int, result: Assembly
+    ) -> Iterator[PackedBatch]:
+        """Tokenize texts chunk by chunk, make room for them in the result, and cut them into micro-batches."""
+        for chunk in _chunks(texts):
+            tokenized = self.tokenizer(chunk, max_length)
+            first = result.extend(tokenized)
+            for text_index in plan_batches(tokenized.lengths, session.token_budget, session.most_padded):
+                yield pack(tokenized, text_index, self.spec.pad_id, first)
 
     def score(
         self,
@@ -195,6 +232,8 @@ class BGEM3Model:
 
     def close(self) -> None:
         """Release the session's memory; encoding afterwards raises RuntimeError."""
+        if self._session is not None:
+            self._session.close()
         self._session = None
 
     def __enter__(self) -> "BGEM3Model":
@@ -209,6 +248,18 @@ class BGEM3Model:
         if self._session is None:
             raise RuntimeError("this model is closed; load it again with BGEM3Model.load")
         return self._session
+
+
+def _chunks(texts: list[str]) -> Iterator[list[str]]:
+    """Cut texts into lists of about ``CHARACTERS_PER_CHUNK``; no texts at all give one empty list."""
+    start = n_characters = 0
+    for i, text in enumerate(texts):
+        n_characters += len(text)
+        if n_characters >= CHARACTERS_PER_CHUNK:
+            yield texts[start : i + 1]
+            start, n_characters = i + 1, 0
+    if start < len(texts) or not texts:
+        yield texts[start:]
 
 
 def split_pairs(pairs: Iterable[tuple[str, str]]) -> tuple[list[str], list[str]]:

@@ -1,18 +1,16 @@
 """Which texts run together, and the arrays a graph takes for them.
 
-A micro-batch holds its texts' tokens one after another. Linear layers then do no work on padding, and the
-padded layout that attention needs is described by index arrays.
+A micro-batch holds its texts' tokens one after another. Linear layers then do no work on padding; what attention
+needs to know of the texts' limits differs by device.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bgem3.runtime.tokenizer import TokenizedTexts
-
-MAX_MASKED_SCORES = 1 << 22  # attention scores per head of a padded micro-batch: 16 MiB each
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,27 +22,34 @@ class PackedBatch:
     text_index : (B,) int64 array, each text's place in the caller's order
     cu_seqlens : (B + 1,) int64 array; text i is tokens ``cu_seqlens[i]:cu_seqlens[i + 1]``
     token_ids, position_ids : (T,) int64 arrays
-    padded_index : (B, S) int32 array, the token in each slot (0 where there is none)
-    packed_index : (T,) int32 array, each token's slot
-    key_mask : (B, S) int32 array, 1 where a slot holds a token
     """
 
     text_index: NDArray[np.int64]
     cu_seqlens: NDArray[np.int64]
     token_ids: NDArray[np.int64]
     position_ids: NDArray[np.int64]
-    padded_index: NDArray[np.int32]
-    packed_index: NDArray[np.int32]
-    key_mask: NDArray[np.int32]
+
+    def texts(self, start: int, stop: int) -> "PackedBatch":
+        """Return the micro-batch of texts ``start`` to ``stop`` of this one."""
+        tokens = slice(self.cu_seqlens[start], self.cu_seqlens[stop])
+        return PackedBatch(
+            text_index=self.text_index[start:stop],
+            cu_seqlens=self.cu_seqlens[start : stop + 1] - self.cu_seqlens[start],
+            token_ids=self.token_ids[tokens],
+            position_ids=self.position_ids[tokens],
+        )
 
 
-def plan_batches(lengths: NDArray[np.int64], token_budget: int) -> Iterator[NDArray[np.int64]]:
+def plan_batches(
+    lengths: NDArray[np.int64], token_budget: int, most_padded: Callable[[int], int]
+) -> Iterator[NDArray[np.int64]]:
     """Cut texts into micro-batches of similar lengths, the longest first.
 
     Parameters
     ----------
     lengths : (N,) tokens per text
     token_budget : most tokens in a micro-batch; a longer text runs alone
+    most_padded : most texts in a micro-batch of texts of several lengths, given the longest one's
 
     Yields
     ------
@@ -56,32 +61,63 @@ def plan_batches(lengths: NDArray[np.int64], token_budget: int) -> Iterator[NDAr
     ascending = -lengths  # what searchsorted needs
     start = 0
     while start < len(order):
-        longest = lengths[start]
+        longest = int(lengths[start])
         fitting = np.searchsorted(n_tokens_before, n_tokens_before[start] + token_budget, side="right") - 1 - start
-        of_one_length = np.searchsorted(ascending, -longest, side="right") - start  # these need no mask
-        n_texts = max(1, min(int(fitting), max(int(of_one_length), int(MAX_MASKED_SCORES // longest**2))))
+        of_one_length = np.searchsorted(ascending, -longest, side="right") - start
+        n_texts = max(1, min(int(fitting), max(int(of_one_length), most_padded(longest))))
         yield order[start : start + n_texts]
         start += n_texts
 
 
-def pack(texts: TokenizedTexts, text_index: NDArray[np.int64], pad_id: int) -> PackedBatch:
-    """Lay out the chosen texts as one micro-batch."""
-    lengths = texts.lengths[text_index]
-    cu_seqlens = np.concatenate([[0], np.cumsum(lengths)])
+def pack(texts: TokenizedTexts, text_index: NDArray[np.int64], pad_id: int, first: int = 0) -> PackedBatch:
+    """Lay out the chosen texts of a list as one micro-batch; ``first`` is the list's place among the caller's texts."""
+    cu_seqlens = np.concatenate([[0], np.cumsum(texts.lengths[text_index])])
     token_ids = np.concatenate([texts.token_ids[texts.offsets[i] : texts.offsets[i + 1]] for i in text_index])
-    n_texts, n_slots = len(lengths), int(lengths.max())
-    slot = np.arange(n_slots)
-    is_token = slot < lengths[:, None]  # (B, S)
-    padded_index = np.where(is_token, cu_seqlens[:-1, None] + slot, 0)
     return PackedBatch(
-        text_index=text_index,
+        text_index=first + text_index,
         cu_seqlens=cu_seqlens,
         token_ids=token_ids,
         position_ids=position_ids(token_ids, cu_seqlens, pad_id),
-        padded_index=padded_index.astype(np.int32),
-        packed_index=np.flatnonzero(is_token.reshape(n_texts * n_slots)).astype(np.int32),
-        key_mask=is_token.astype(np.int32),
     )
+
+
+def cpu_layout(cu_seqlens: NDArray[np.int64]) -> dict[str, NDArray[np.int32]]:
+    """Return what the CPU graph's attention takes: how to get to the padded layout (B, S) and back.
+
+    Returns
+    -------
+    ``padded_index`` (B, S), the token in each slot (0 where there is none); ``packed_index`` (T,), each token's slot;
+    ``key_mask`` (B, S), 1 where a slot holds a token
+    """
+    is_token = _slots(cu_seqlens)
+    tokens = cu_seqlens[:-1, None] + np.arange(is_token.shape[1])
+    return {
+        "padded_index": np.where(is_token, tokens, 0).astype(np.int32),
+        "packed_index": np.flatnonzero(is_token).astype(np.int32),
+        "key_mask": is_token.astype(np.int32),
+    }
+
+
+def cuda_layout(cu_seqlens: NDArray[np.int64], n_slots: int | None = None) -> dict[str, NDArray[np.int32]]:
+    """Return what the CUDA graph's attention takes, with S = ``n_slots`` or else the longest text's tokens.
+
+    Returns
+    -------
+    ``cu_seqlens`` (B + 1,); ``token_offset`` (B, S), slots of the padded layout, the tokens' before the padding's
+    """
+    is_token = _slots(cu_seqlens, n_slots)
+    slots = np.concatenate([np.flatnonzero(is_token), np.flatnonzero(~is_token)])
+    return {
+        "cu_seqlens": cu_seqlens.astype(np.int32),
+        "token_offset": slots.reshape(is_token.shape).astype(np.int32),
+    }
+
+
+def _slots(cu_seqlens: NDArray[np.int64], n_slots: int | None = None) -> NDArray[np.bool_]:
+    """Tell which slots of the padded layout (B, S) hold a token."""
+    lengths = np.diff(cu_seqlens)
+    is_token: NDArray[np.bool_] = np.arange(n_slots or lengths.max()) < lengths[:, None]
+    return is_token
 
 
 def position_ids(token_ids: NDArray[np.int64], cu_seqlens: NDArray[np.int64], pad_id: int) -> NDArray[np.int64]:

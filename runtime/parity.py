@@ -1,6 +1,7 @@
 """Does an artifact compute what the checkpoint computes? The reference outputs, and the comparison."""
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
-from bgem3.runtime.artifact import ArtifactError
+from bgem3.runtime import cuda
+from bgem3.runtime.artifact import Artifact, ArtifactError
+from bgem3.runtime.device import open_encoder
 from bgem3.runtime.model import BGEM3Model
 from bgem3.scoring import Embeddings
 
@@ -142,6 +145,34 @@ def missed_bounds(report: dict[str, Any], bounds: dict[str, float]) -> list[str]
         if not is_kept:
             missed.append(f"{name} is {report[name]:.3g}, its bound {bound:g}")
     return missed
+
+
+def check_graphs(
+    artifact: Artifact,
+    check: Callable[[BGEM3Model], dict[str, Any]],
+    *,
+    precision: str | None = None,
+    n_threads: int | None = None,
+) -> dict[str, dict[str, Any]]:
+    """Check every graph of a precision, or all, on its device.
+
+    Returns
+    -------
+    The reports of ``check`` by the graph's file. A CUDA graph where there is no device to run it on gets a report
+    with the reason as ``not_run``.
+    """
+    reports = {}
+    why_no_cuda = cuda.why_unavailable()
+    for (held, device), file in artifact.graphs.items():
+        if precision not in (None, held):
+            continue
+        if device == "cuda" and why_no_cuda:
+            reports[file] = {"not_run": why_no_cuda, "missed": []}
+            continue
+        # The model alone holds the session, so that its memory is free before the next one is made.
+        with BGEM3Model(artifact, open_encoder(artifact, device=device, precision=held, n_threads=n_threads)) as model:
+            reports[file] = check(model)
+    return reports
 
 
 def check_parity(model: BGEM3Model, reference: Reference, *, show_progress: bool = False) -> dict[str, Any]:

@@ -7,9 +7,10 @@ from tqdm import tqdm
 
 from bgem3.runtime.artifact import Artifact
 from bgem3.runtime.assembly import Assembly
-from bgem3.runtime.packing import pack
+from bgem3.runtime.device import available_cpus
+from bgem3.runtime.packing import cpu_layout, pack
 from bgem3.runtime.parity import Reference, judge
-from bgem3.runtime.session import OUTPUTS, available_cpus, open_session
+from bgem3.runtime.session import OUTPUTS, open_session
 from bgem3.runtime.tokenizer import TextTokenizer
 from bgem3.scoring import Embeddings
 
@@ -34,13 +35,15 @@ def encode_portable(artifact: Artifact, texts: list[str], *, show_progress: bool
     spec = artifact.spec
     tokenized = TextTokenizer(artifact.folder / "tokenizer.json", spec)(texts, spec.max_length)
     session = open_session(artifact.folder / PORTABLE, available_cpus())
-    result = Assembly(tokenized, spec, OUTPUTS)
+    result = Assembly(spec, OUTPUTS)
+    result.extend(tokenized)
     starts = range(0, len(texts), TEXTS_PER_BATCH)
     for start in tqdm(starts, desc="portable", unit="batch", disable=not show_progress):
         batch = pack(tokenized, np.arange(start, min(start + TEXTS_PER_BATCH, len(texts))), spec.pad_id)
-        is_token = batch.key_mask == 1
-        input_ids = np.where(is_token, batch.token_ids[batch.padded_index], spec.pad_id)
-        feeds = {"input_ids": input_ids, "attention_mask": batch.key_mask.astype(np.int64)}
+        layout = cpu_layout(batch.cu_seqlens)
+        is_token = layout["key_mask"] == 1
+        input_ids = np.where(is_token, batch.token_ids[layout["padded_index"]], spec.pad_id)
+        feeds = {"input_ids": input_ids, "attention_mask": is_token.astype(np.int64)}
         dense, sparse, multivector = session.run(list(OUTPUTS), feeds)
         is_vector = is_token.copy()
         is_vector[:, 0] = False  # CLS

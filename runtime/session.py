@@ -1,57 +1,72 @@
-"""One ONNX Runtime session on one device: micro-batch in, requested heads out."""
+"""The CPU session: one ONNX Runtime session that encodes micro-batches one after another."""
 
-import logging
-import os
-import re
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bgem3.runtime.artifact import Artifact, ArtifactError
-from bgem3.runtime.packing import PackedBatch
+from bgem3.runtime.artifact import ArtifactError
+from bgem3.runtime.packing import PackedBatch, cpu_layout
 
 Output = Literal["dense", "sparse", "multivector"]
 OUTPUTS: tuple[Output, ...] = ("dense", "sparse", "multivector")
+Arrays = dict[Output, NDArray[np.float32]]
+Finish = Callable[[PackedBatch, Arrays], None]
+
+TOKEN_BUDGET = 1024  # GEMMs reach their full rate well below this; activations still fit a large cache
+MAX_MASKED_SCORES = 1 << 22  # attention scores per head of a padded micro-batch: 16 MiB each
 ERRORS_ONLY = 3
 
-logger = logging.getLogger(__name__)
 
-
-class EncoderSession:
-    """Runs one artifact graph; :meth:`run` may be called from many threads at once.
+class CpuSession:
+    """Runs a CPU graph; its methods may be called from many threads at once.
 
     Attributes
     ----------
-    device : the device it runs on, "cpu"
+    device : "cpu"
     precision : the precision of the stored weights
+    token_budget : most tokens in a micro-batch of several texts
     """
 
-    def __init__(self, artifact: Artifact, *, device: str, precision: str | None, n_threads: int | None = None) -> None:
-        self.device = choose_device(device)
-        self.precision, path = artifact.graph(precision, self.device)
-        if device == "auto":
-            logger.info("device 'auto': running on %s with %s weights", self.device, self.precision)
-        self._session = open_session(path, n_threads or available_cpus())
+    device = "cpu"
+
+    def __init__(self, path: Path, precision: str, *, n_threads: int, token_budget: int | None = None) -> None:
+        self.precision = precision
+        self.token_budget = token_budget or TOKEN_BUDGET
+        # SkipLayerNormalization is several times slower on CPU than the Add and LayerNormalization it replaces.
+        self._session = open_session(path, n_threads, disabled_optimizers=["SkipLayerNormFusion"])
         self._input_names = [value.name for value in self._session.get_inputs()]
 
-    def run(self, batch: PackedBatch, outputs: tuple[Output, ...]) -> dict[Output, NDArray[np.float32]]:
+    def most_padded(self, longest: int) -> int:
+        """Return how many texts may share a padded micro-batch, whose mask makes attention hold all scores."""
+        return int(MAX_MASKED_SCORES // longest**2)
+
+    def run_all(self, batches: Iterable[PackedBatch], outputs: tuple[Output, ...], finish: Finish) -> None:
+        """Encode micro-batches and call ``finish`` with each one and its arrays, as :meth:`run` returns them."""
+        for batch in batches:
+            finish(batch, self.run(batch, outputs))
+
+    def run(self, batch: PackedBatch, outputs: tuple[Output, ...]) -> Arrays:
         """Encode a micro-batch of B texts and T tokens.
 
         Returns
         -------
         The requested outputs only: ``dense`` (B, D), ``sparse`` (T,), ``multivector`` (T - B, M), float32.
         """
-        feeds = vars(batch) | head_rows(batch, outputs)
+        feeds = vars(batch) | cpu_layout(batch.cu_seqlens) | head_rows(batch.cu_seqlens, outputs)
         arrays = self._session.run(list(outputs), {name: feeds[name] for name in self._input_names})
         return dict(zip(outputs, arrays, strict=True))
 
+    def close(self) -> None:
+        """Release the session's memory."""
+        self._session = None
 
-def head_rows(batch: PackedBatch, outputs: tuple[Output, ...]) -> dict[str, NDArray[np.int64]]:
+
+def head_rows(cu_seqlens: NDArray[np.int64], outputs: tuple[Output, ...]) -> dict[str, NDArray[np.int64]]:
     """List the tokens each head reads; an empty list switches the head off."""
-    n_tokens = len(batch.token_ids)
-    none, tokens, cls = np.empty(0, np.int64), np.arange(n_tokens), batch.cu_seqlens[:-1]
+    none, tokens, cls = np.empty(0, np.int64), np.arange(cu_seqlens[-1]), cu_seqlens[:-1]
     is_dense_alone = outputs == ("dense",)
     return {
         "state_rows": cls if is_dense_alone else tokens,
@@ -61,64 +76,50 @@ def head_rows(batch: PackedBatch, outputs: tuple[Output, ...]) -> dict[str, NDAr
     }
 
 
-def choose_device(device: str) -> str:
-    """Return "cpu", or raise saying why the device cannot be had.
-
-    Raises
-    ------
-    ValueError
-        If ``device`` is not "auto", "cpu", "cuda" or "cuda:N".
-    RuntimeError
-        If CUDA was asked for and is not there.
-    """
-    if device in ("auto", "cpu"):
-        return "cpu"
-    if not isinstance(device, str) or not re.fullmatch(r"cuda(:[0-9]+)?", device):
-        raise ValueError(f"device must be 'auto', 'cpu', 'cuda' or 'cuda:N', found {device!r}")
-    providers = _import_onnxruntime().get_available_providers()
-    if "CUDAExecutionProvider" not in providers:
-        raise RuntimeError(
-            f"device {device!r} was asked for, but the installed ONNX Runtime has no CUDA provider (it has: "
-            f"{', '.join(providers)}), and this version of bgem3 exports graphs for CPU only; use device='cpu'"
-        )
-    return "cuda"
-
-
-def available_cpus() -> int:
-    """Count the CPUs this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def open_session(path: Path, n_threads: int) -> Any:
+def open_session(path: Path, n_threads: int, **arguments: Any) -> Any:
     """Open a graph on the CPU provider; ArtifactError if ONNX Runtime cannot."""
-    runtime = _import_onnxruntime()
-    options = runtime.SessionOptions()
-    options.intra_op_num_threads = n_threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = ERRORS_ONLY
-    state = runtime.capi.onnxruntime_pybind11_state
     try:
-        # SkipLayerNormalization is several times slower on CPU than the Add and LayerNormalization it replaces.
-        return runtime.InferenceSession(
-            path, options, providers=["CPUExecutionProvider"], disabled_optimizers=["SkipLayerNormFusion"]
-        )
-    except (
-        state.Fail,
-        state.InvalidGraph,
-        state.InvalidProtobuf,
-        state.InvalidArgument,
-        state.RuntimeException,
-    ) as error:
+        return make_session(path, n_threads, providers=["CPUExecutionProvider"], **arguments)
+    except onnxruntime_errors() as error:
         raise ArtifactError(
-            f"ONNX Runtime {runtime.__version__} cannot open {path} ({error}); check the folder with "
+            f"ONNX Runtime {import_onnxruntime().__version__} cannot open {path} ({error}); check the folder with "
             f"`bgem3 verify {path.parent.parent}`, or export the checkpoint again"
         ) from None
 
 
-def _import_onnxruntime() -> Any:
+def make_session(path: Path, n_threads: int, settings: dict[str, str] | None = None, **arguments: Any) -> Any:
+    """Make an ONNX Runtime session, with session config entries and other arguments of InferenceSession."""
+    runtime = import_onnxruntime()
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = n_threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = ERRORS_ONLY
+    for key, value in (settings or {}).items():
+        options.add_session_config_entry(key, value)
+    return runtime.InferenceSession(path, options, enable_fallback=0, **arguments)
+
+
+def onnxruntime_errors() -> tuple[type[Exception], ...]:
+    """Return the exceptions with which ONNX Runtime says that it cannot make or run a session."""
+    state = import_onnxruntime().capi.onnxruntime_pybind11_state
+    names = (
+        "Fail",
+        "InvalidGraph",
+        "InvalidProtobuf",
+        "InvalidArgument",
+        "NotImplemented",
+        "RuntimeException",
+        "EPFail",
+    )
+    return tuple(getattr(state, name) for name in names)
+
+
+def import_onnxruntime() -> Any:
     """Import onnxruntime when it is first needed, or say what to install."""
     try:
         import onnxruntime
     except ImportError as error:
-        raise ImportError(f"onnxruntime cannot be imported ({error}); `pip install 'bgem3[cpu]'`") from error
+        raise ImportError(
+            f"onnxruntime cannot be imported ({error}); `pip install 'bgem3[cpu]'`, or 'bgem3[gpu]' for CUDA"
+        ) from error
     return onnxruntime

@@ -1,6 +1,6 @@
 """Texts to token ids, with the checkpoint's own tokenizer.json."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -33,6 +33,16 @@ class TokenizedTexts:
     def lengths(self) -> NDArray[np.int64]:
         return np.diff(self.offsets)
 
+    @classmethod
+    def concatenate(cls, parts: Sequence["TokenizedTexts"]) -> "TokenizedTexts":
+        """Join lists of texts."""
+        lengths = [part.lengths for part in parts]
+        return cls(
+            token_ids=np.concatenate([np.empty(0, np.int64), *(part.token_ids for part in parts)]),
+            offsets=np.cumsum(np.concatenate([np.zeros(1, np.int64), *lengths])),
+            truncated=np.concatenate([np.empty(0, np.bool_), *(part.truncated for part in parts)]),
+        )
+
 
 class TextTokenizer:
     """Wraps tokenizer.json; safe to call from many threads, since a call changes no settings."""
@@ -46,22 +56,12 @@ class TextTokenizer:
         self._tokenizer.no_padding()
         self._spec = spec
 
-    def __call__(self, texts: Iterable[str], max_length: int) -> TokenizedTexts:
-        """Tokenize texts; one longer than ``max_length`` tokens loses its end and keeps EOS.
-
-        Raises
-        ------
-        TypeError
-            If ``texts`` is a single str, not iterable, or holds something that is not a str.
-        ValueError
-            If a text holds a lone surrogate, or ``max_length`` is out of the model's range.
-        """
-        self._check_max_length(max_length)
-        checked = check_texts(texts)
+    def __call__(self, texts: list[str], max_length: int) -> TokenizedTexts:
+        """Tokenize checked texts; one longer than ``max_length`` tokens loses its end and keeps EOS."""
         ids: list[NDArray[np.int64]] = []
-        truncated = np.zeros(len(checked), np.bool_)
-        for start in range(0, len(checked), TEXTS_PER_CHUNK):
-            for encoding in self._tokenizer.encode_batch_fast(checked[start : start + TEXTS_PER_CHUNK]):
+        truncated = np.zeros(len(texts), np.bool_)
+        for start in range(0, len(texts), TEXTS_PER_CHUNK):
+            for encoding in self._tokenizer.encode_batch_fast(texts[start : start + TEXTS_PER_CHUNK]):
                 text_ids = np.array(encoding.ids[: max_length + 1], np.int64)
                 if len(text_ids) > max_length:
                     truncated[len(ids)] = True
@@ -77,7 +77,8 @@ class TextTokenizer:
         token: str = self._tokenizer.decode([token_id], skip_special_tokens=False)
         return token
 
-    def _check_max_length(self, max_length: int) -> None:
+    def check_max_length(self, max_length: int) -> None:
+        """Raise TypeError or ValueError if a limit is no number of tokens within the model's range."""
         if isinstance(max_length, bool) or not isinstance(max_length, (int, np.integer)):
             raise TypeError(f"max_length must be a whole number of tokens, found {max_length!r}")
         if not 2 <= max_length <= self._spec.max_length:

@@ -32,7 +32,10 @@ def test_the_manifest_says_what_was_exported_with_what_and_how_close_it_came(
     manifest = read_artifact(demo_artifact).manifest
     assert manifest["source"]["files"]["config.json"] == sha256_of(demo_checkpoint / "config.json")
     assert set(manifest["versions"]) >= {"bgem3", "onnx", "onnxruntime", "torch", "transformers"}
-    assert set(manifest["parity"]) == {"fp16/cpu.onnx", "fp32/cpu.onnx", "portable/model.onnx"}
+    assert set(manifest["parity"]) == {
+        "portable/model.onnx",
+        *(f"{precision}/{device}.onnx" for precision in ("fp16", "fp32") for device in ("cpu", "cuda")),
+    }
     assert manifest["parity"]["fp32/cpu.onnx"]["dense_max_difference"] < 1e-6
     assert manifest["parity"]["fp16/cpu.onnx"]["n_tokens"] > 1000
     assert str(demo_checkpoint.parent) not in json.dumps(manifest)

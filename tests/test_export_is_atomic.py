@@ -158,7 +158,7 @@ def test_overwriting_replaces_the_artifact_whole(random_checkpoint: Path, random
     (target / "notes.txt").write_text("of the old one", encoding="utf-8")
     export_model(random_checkpoint, target, "fp32", overwrite=True)
     assert list(target.parent.iterdir()) == [target]
-    assert set(read_artifact(target, check_hashes=True).graphs) == {("fp32", "cpu")}
+    assert set(read_artifact(target, check_hashes=True).graphs) == {("fp32", "cpu"), ("fp32", "cuda")}
     assert {path.name for path in target.iterdir()} == {"fp32", "manifest.json", "reference.npz", "tokenizer.json"}
 
 
@@ -170,7 +170,7 @@ def test_overwriting_a_link_replaces_the_link_alone(
     export_model(random_checkpoint, target, "fp32", overwrite=True)
     assert sorted(target.parent.iterdir()) == [target, target.parent / "linked"]
     assert not target.is_symlink()
-    assert set(read_artifact(target).graphs) == {("fp32", "cpu")}
+    assert set(read_artifact(target).graphs) == {("fp32", "cpu"), ("fp32", "cuda")}
     assert contents(target.parent / "linked") == contents(random_artifact)
 
 

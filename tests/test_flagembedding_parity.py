@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from bgem3.export import export_model
 from bgem3.runtime import BGEM3FlagModel, CheckpointError
 from bgem3.runtime.packing import PackedBatch
-from bgem3.runtime.session import EncoderSession, Output
+from bgem3.runtime.session import CpuSession, Output
 from tests.comparison import TOLERANCES, assert_same
 
 MAX_LENGTH = 128  # tokens, of both checkpoints
@@ -449,15 +449,15 @@ class TokenCounter:
     def __init__(self, models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
         self.ours: list[int] = []  # one entry a forward pass
         self.reference: list[int] = []
-        run = EncoderSession.run
+        run = CpuSession.run
 
         def counted_run(
-            session: EncoderSession, batch: PackedBatch, outputs: tuple[Output, ...]
+            session: CpuSession, batch: PackedBatch, outputs: tuple[Output, ...]
         ) -> dict[Output, NDArray[np.float32]]:
             self.ours.append(len(batch.token_ids))
             return run(session, batch, outputs)
 
-        monkeypatch.setattr(EncoderSession, "run", counted_run)
+        monkeypatch.setattr(CpuSession, "run", counted_run)
         encoder: torch.nn.Module = models.reference.model.model
         forward = encoder.forward
 

@@ -31,7 +31,10 @@ def report(load_script: Callable[[str], ModuleType], tmp_path_factory: pytest.Te
 
 def test_a_full_size_export_passes_parity_in_every_form_within_its_memory(report: Report) -> None:
     assert 2.2 * GB < report["checkpoint_bytes"] < 2.4 * GB
-    assert set(report["export"]["parity"]) == {"fp16/cpu.onnx", "fp32/cpu.onnx", "portable/model.onnx"}
+    assert set(report["export"]["parity"]) == {
+        "portable/model.onnx",
+        *(f"{precision}/{device}.onnx" for precision in ("fp16", "fp32") for device in ("cpu", "cuda")),
+    }
     assert report["export"]["parity"]["fp32/cpu.onnx"]["n_tokens"] > 8192
     assert report["export"]["parity"]["fp32/cpu.onnx"]["multivector_max_difference"] < 1e-5
     assert report["export"]["peak_bytes"] <= 2.5 * report["checkpoint_bytes"]

@@ -12,10 +12,10 @@ import onnxruntime
 import pytest
 
 from bgem3.export import export_model
-from bgem3.export.graph import INPUTS
+from bgem3.export.cpu_graph import INPUTS
 from bgem3.runtime import BGEM3Model
 from bgem3.runtime.artifact import read_artifact
-from bgem3.runtime.packing import pack
+from bgem3.runtime.packing import cpu_layout, pack
 from bgem3.runtime.session import OUTPUTS, Output, head_rows
 from bgem3.runtime.tokenizer import TextTokenizer
 
@@ -29,7 +29,7 @@ def all_nodes(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
 
 
 @pytest.mark.parametrize("precision", ["fp16", "fp32"])
-def test_the_graph_has_the_operators_it_was_designed_with(random_artifact: Path, precision: str) -> None:
+def test_the_cpu_graph_has_the_operators_it_was_designed_with(random_artifact: Path, precision: str) -> None:
     model = onnx.load(random_artifact / precision / "cpu.onnx", load_external_data=False)
     n_layers = 3
     counts = Counter(node.op_type for node in all_nodes(model.graph))
@@ -73,7 +73,7 @@ def rows_by_node(artifact: Path, outputs: tuple[Output, ...], folder: Path) -> d
     options.profile_file_prefix = str(folder / "profile")
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL  # keeps the nodes' names
     session = onnxruntime.InferenceSession(artifact / "fp32/cpu.onnx", options, providers=["CPUExecutionProvider"])
-    feeds: dict[str, Any] = vars(batch) | head_rows(batch, outputs)
+    feeds: dict[str, Any] = vars(batch) | cpu_layout(batch.cu_seqlens) | head_rows(batch.cu_seqlens, outputs)
     session.run(list(outputs), {value.name: feeds[value.name] for value in session.get_inputs()})
     events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
     kernels = [event for event in events if event["name"].endswith("_kernel_time")]

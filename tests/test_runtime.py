@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from bgem3.runtime import BGEM3Model
-from bgem3.runtime.session import EncoderSession
+from bgem3.runtime.session import CpuSession
 
 TEXTS = ["What is BM25?", "Bees make honey of the nectar in flowers.", "", "面包 为什么 会 发 起来？"]
 
@@ -78,7 +78,7 @@ def test_n_threads_bounds_the_threads_a_model_starts(random_artifact: Path) -> N
 def test_the_default_thread_count_is_the_cpus_the_process_may_use() -> None:
     code = """
 import os
-from bgem3.runtime.session import available_cpus
+from bgem3.runtime.device import available_cpus
 os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:1])
 print(available_cpus())
 """
@@ -95,13 +95,13 @@ def test_each_text_takes_one_forward_pass_and_each_distinct_text_of_pairs_is_enc
     random_model: BGEM3Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     n_texts_run = []
-    run = EncoderSession.run
+    run = CpuSession.run
 
-    def counting(self: EncoderSession, batch, outputs):  # type: ignore[no-untyped-def]
+    def counting(self: CpuSession, batch, outputs):  # type: ignore[no-untyped-def]
         n_texts_run.append(len(batch.text_index))
         return run(self, batch, outputs)
 
-    monkeypatch.setattr(EncoderSession, "run", counting)
+    monkeypatch.setattr(CpuSession, "run", counting)
     random_model.encode(TEXTS)
     assert sum(n_texts_run) == len(TEXTS)
     n_texts_run.clear()

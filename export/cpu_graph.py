@@ -1,0 +1,121 @@
+"""The packed-token encoder graph for ONNX Runtime's CPU provider, built operator by operator.
+
+Inputs (T tokens, B texts, S the longest text's tokens), written by `bgem3.runtime.packing`:
+
+| name               | type, shape  | meaning                                                         |
+|--------------------|--------------|-----------------------------------------------------------------|
+| `token_ids`        | int64 (T,)   | all texts one after another, special tokens included, no padding |
+| `position_ids`     | int64 (T,)   | XLM-R's positions                                               |
+| `padded_index`     | int32 (B, S) | the token in each slot of the padded layout (any, where padded) |
+| `packed_index`     | int32 (T,)   | the slot, in row-major order, of each token                     |
+| `key_mask`         | int32 (B, S) | 1 where a slot holds a token, 0 where it is padding             |
+| `state_rows`       | int64 (R,)   | tokens that the last layer carries past its attention           |
+| `dense_rows`       | int64 (N,)   | rows of those states for the dense head                         |
+| `sparse_rows`      | int64 (N,)   | likewise for the sparse head                                    |
+| `multivector_rows` | int64 (N,)   | likewise for the multi-vector head                              |
+
+Outputs: `dense` (rows, D), `sparse` (rows,) and `multivector` (rows, M), all float32.
+
+Only attention sees texts: linear layers, LayerNorm and GELU work on packed tokens and never on padding.
+A head is chosen by its row list: an empty list makes the head's operators work on zero rows, and with
+`dense` alone `state_rows` are the CLS tokens, so the last layer's feed-forward block runs on B rows.
+Attention without padding (one text, or texts of one length) takes MultiHeadAttention's flash path, which never
+holds a score matrix; with padding, a mask makes it hold one, so packing keeps those micro-batches small.
+"""
+
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper
+
+from bgem3.export.graph import ROW_INPUTS, TOKEN_INPUTS, Graph, outputs_of
+from bgem3.export.weights import WeightsFile
+from bgem3.runtime.artifact import ModelSpec
+
+INPUTS = {
+    **TOKEN_INPUTS,
+    "padded_index": (TensorProto.INT32, ["texts", "slots"]),
+    "packed_index": (TensorProto.INT32, ["tokens"]),
+    "key_mask": (TensorProto.INT32, ["texts", "slots"]),
+    **ROW_INPUTS,
+}
+
+
+def build_cpu_graph(spec: ModelSpec, weights: WeightsFile) -> onnx.ModelProto:
+    """Build the CPU graph over a weights file that holds the tensors of `bgem3.export.checkpoint`.
+
+    Weights stored as float16 pass through a Cast, which ONNX Runtime folds when the session is made: all
+    arithmetic is float32.
+
+    Parameters
+    ----------
+    spec : the model's dimensions
+    weights : tensors by name, linear weights as (in, out)
+
+    Returns
+    -------
+    A model of a few hundred nodes whose initializers lie in the weights file.
+    """
+    graph = Graph(weights)
+    states = _embeddings(graph, spec)
+    graph.node("Size", ["padded_index"], "n_slots")
+    graph.node("Size", ["token_ids"], "n_tokens")
+    graph.node("Equal", ["n_slots", "n_tokens"], "is_unpadded")
+    graph.int64("context_shape", [-1, spec.hidden_size])
+    for layer in range(spec.n_layers):
+        states = _layer(graph, spec, layer, states, is_last=layer == spec.n_layers - 1)
+    _heads(graph, states)
+    return graph.model(INPUTS, outputs_of(spec))
+
+
+def _embeddings(graph: Graph, spec: ModelSpec) -> str:
+    words = graph.float32(graph.node("Gather", [graph.stored("embeddings.word"), "token_ids"]))  # (T, D)
+    positions = graph.float32(graph.node("Gather", [graph.stored("embeddings.position"), "position_ids"]))
+    typed = graph.node("Add", [words, graph.weight("embeddings.type")])
+    return graph.layer_norm(graph.node("Add", [typed, positions]), "embeddings.norm", spec)
+
+
+def _layer(graph: Graph, spec: ModelSpec, layer: int, states: str, *, is_last: bool) -> str:
+    """Post-LayerNorm transformer block: (T, D) to (T, D), or to (R, D) in the last layer."""
+    name = f"layer.{layer}"
+    slots = [
+        graph.node("Gather", [graph.linear(states, f"{name}.{part}"), "padded_index"])  # (B, S, D)
+        for part in ("query", "key", "value")
+    ]
+    context = graph.node("Reshape", [_attention(graph, spec, slots), "context_shape"])  # (B*S, D)
+    index = "packed_index"
+    if is_last:
+        index = graph.node("Gather", ["packed_index", "state_rows"])
+        states = graph.node("Gather", [states, "state_rows"])
+    context = graph.node("Gather", [context, index])  # (T, D)
+    attended = graph.node("Add", [graph.linear(context, f"{name}.attention_output"), states])
+    states = graph.layer_norm(attended, f"{name}.attention_norm", spec)
+    hidden = graph.node("Gelu", [graph.linear(states, f"{name}.intermediate")], approximate="none")
+    transformed = graph.node("Add", [graph.linear(hidden, f"{name}.output"), states])
+    return graph.layer_norm(transformed, f"{name}.output_norm", spec)
+
+
+def _attention(graph: Graph, spec: ModelSpec, slots: list[str]) -> str:
+    """Attend within each text, (B, S, D) to (B, S, D); the mask is used only where there is padding."""
+    settings: dict[str, Any] = {
+        "domain": "com.microsoft",
+        "num_heads": spec.n_heads,
+        "mask_filter_value": float(np.finfo(np.float32).min),
+    }
+    branches = {}
+    for branch, inputs in (("then_branch", slots), ("else_branch", [*slots, "", "key_mask"])):
+        output = graph.name("MultiHeadAttention")
+        node = helper.make_node("MultiHeadAttention", inputs, [output], name=output, **settings)
+        value = helper.make_tensor_value_info(output, TensorProto.FLOAT, ["texts", "slots", spec.hidden_size])
+        branches[branch] = helper.make_graph([node], output, [], [value])
+    return graph.node("If", ["is_unpadded"], **branches)
+
+
+def _heads(graph: Graph, states: str) -> None:
+    def of(name: str) -> str:
+        return graph.linear(graph.node("Gather", [states, f"{name}_rows"]), name)
+
+    graph.normalise(graph.node("Gather", [states, "dense_rows"]), "dense")
+    graph.flatten(graph.node("Relu", [of("sparse")]), "sparse")  # (rows, 1) to (rows,)
+    graph.normalise(of("multivector"), "multivector")
