@@ -2,11 +2,13 @@
 PYTHON ?= python3
 # A plain torch from PyPI brings the CUDA libraries on Linux; set TORCH or pip's index options for a CPU build.
 TORCH ?= torch==2.13.0
+# cpu or gpu: which ONNX Runtime the virtual environment gets.
+DEVICE ?= cpu
 CHECKPOINT ?=
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help setup demo test test-full lint types bench docs clean
+.PHONY: help setup demo test test-full test-gpu lint types bench bench-gpu docs clean
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 12
 
@@ -15,7 +17,7 @@ setup: $(VENV)/.ready ## make the virtual environment with everything in it
 $(VENV)/.ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check "$(TORCH)"
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable ".[cpu,export,test]"
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable ".[$(DEVICE),export,test]"
 	touch $@
 
 demo: setup ## checkpoint -> export -> four scores, on a small built-in checkpoint (or CHECKPOINT=BAAI/bge-m3)
@@ -26,6 +28,9 @@ test: setup ## the tests
 
 test-full: setup ## the tests that need a full-size model (10 GB of disk, 8 GB of memory, half an hour)
 	$(BIN)/python -m pytest -m full
+
+test-gpu: setup ## the tests that need a CUDA device (make clean first, then DEVICE=gpu)
+	$(BIN)/python -m pytest -m gpu
 
 lint: setup ## ruff: lint and format
 	$(BIN)/ruff check .
@@ -38,6 +43,9 @@ types: setup ## mypy, strict
 
 bench: setup ## tokens per second beside FlagEmbedding, full size (see --help for the options)
 	$(BIN)/python scripts/bench_throughput.py
+
+bench-gpu: setup ## everything measured on a CUDA device (DEVICE=gpu)
+	$(BIN)/bgem3 bench --device cuda --output benchmarks/cuda.json
 
 docs: setup ## check that README, docstrings and examples run
 	$(BIN)/python -m pytest tests/test_documentation.py

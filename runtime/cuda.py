@@ -215,7 +215,7 @@ class CudaSession:
         buffers: dict[str, _PinnedBuffer] = self._local.buffers
         size = int(np.prod(shape)) * np.dtype(dtype).itemsize
         if name not in buffers or buffers[name].size < size:
-            buffers[name] = _PinnedBuffer(self._cudart, 1 << max(16, (size - 1).bit_length()))
+            buffers[name] = _PinnedBuffer(self._cudart, self._device_id, 1 << max(16, (size - 1).bit_length()))
         array: NDArray[Any] = buffers[name].array[:size].view(dtype).reshape(shape)
         return array
 
@@ -321,8 +321,9 @@ class _PinnedBuffer:
     array : (size,) uint8 array over the memory; not to be used after the buffer is gone
     """
 
-    def __init__(self, cudart: Any, size: int) -> None:
+    def __init__(self, cudart: Any, device_id: int, size: int) -> None:
         self.size = size
+        choose_device(cudart, device_id)  # or else this thread would take memory on device 0 as well
         pointer = checked(cudart, cudart.cudaHostAlloc(size, cudart.cudaHostAllocPortable), f"pinning {size} bytes")
         weakref.finalize(self, cudart.cudaFreeHost, pointer)
         self.array = np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(int(pointer)))
@@ -390,9 +391,14 @@ def why_unavailable(device_id: int = 0) -> str | None:
 
 def device_memory(cudart: Any, device_id: int) -> tuple[int, int]:
     """Return a device's free and total memory in bytes."""
-    checked(cudart, cudart.cudaSetDevice(device_id), f"choosing cuda:{device_id}")
+    choose_device(cudart, device_id)
     free, total = checked(cudart, cudart.cudaMemGetInfo(), f"reading the free memory of cuda:{device_id}")
     return free, total
+
+
+def choose_device(cudart: Any, device_id: int) -> None:
+    """Make a device this thread's own."""
+    checked(cudart, cudart.cudaSetDevice(device_id), f"choosing cuda:{device_id}")
 
 
 def checked(cudart: Any, result: tuple[Any, ...], action: str) -> Any:
