@@ -1,4 +1,4 @@
-"""The command line: `bgem3 export | encode | score | verify | info`."""
+"""The command line: `bgem3 export | encode | score | verify | bench | info`."""
 
 import argparse
 import importlib
@@ -11,13 +11,15 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TextIO
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.table import Table
 from tqdm import tqdm
 
+from bgem3.runtime import bench_command
 from bgem3.runtime.artifact import PRECISIONS, read_artifact
+from bgem3.runtime.bench_report import summary
 from bgem3.runtime.model import DEFAULT_WEIGHTS, BGEM3Model
-from bgem3.runtime.parity import Reference, check_parity
+from bgem3.runtime.parity import Reference, check_graphs, check_parity
 from bgem3.runtime.portable import PORTABLE, check_portable
 from bgem3.runtime.published import HUB_ID, compare_published, missed_published
 from bgem3.runtime.session import OUTPUTS
@@ -106,22 +108,28 @@ def run_verify(arguments: argparse.Namespace) -> int:
     artifact = read_artifact(arguments.artifact, check_hashes=True)
     reference = Reference.load(artifact.folder)
     is_published = arguments.published or artifact.manifest["source"]["id"] == HUB_ID
-    reports: dict[str, dict[str, Any]] = {}
-    for precision, device in artifact.graphs:
-        if arguments.precision in (None, precision):
-            with BGEM3Model.load(artifact.folder, device, precision, arguments.threads) as model:
-                report = check_parity(model, reference, show_progress=not arguments.json)
-                if is_published:
-                    report["published"] = compare_published(model)
-                    report["missed"] += missed_published(report["published"], precision)
-            reports[f"{precision} on {device}"] = report
+
+    def check(model: BGEM3Model) -> dict[str, Any]:
+        report = check_parity(model, reference, show_progress=not arguments.json)
+        if is_published:
+            report["published"] = compare_published(model)
+            report["missed"] += missed_published(report["published"], model.precision)
+        return report
+
+    reports = check_graphs(artifact, check, precision=arguments.precision, n_threads=arguments.threads)
     if arguments.precision is None and (artifact.folder / PORTABLE).is_file():
-        options = {"show_progress": not arguments.json}
-        reports["portable"] = check_portable(artifact, reference, **options)
+        reports[PORTABLE] = check_portable(artifact, reference, show_progress=not arguments.json)
     if not reports:
         raise ValueError(f"{artifact.folder} has no {arguments.precision} graph; `bgem3 info` lists what it has")
     _show(arguments, reports, _parity_table(reports))
     return int(any(report["missed"] for report in reports.values()))
+
+
+def run_bench(arguments: argparse.Namespace) -> int:
+    """Measure speed, parity and memory on this machine, beside PyTorch and FlagEmbedding where they are installed."""
+    report = bench_command.run(arguments)
+    _show(arguments, report, summary(report))
+    return int(bool(report["failed"]))
 
 
 def run_info(arguments: argparse.Namespace) -> int:
@@ -131,7 +139,7 @@ def run_info(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _show(arguments: argparse.Namespace, data: object, table: Table) -> None:
+def _show(arguments: argparse.Namespace, data: object, table: RenderableType) -> None:
     if arguments.json:
         print(json.dumps(data, indent=2, ensure_ascii=False))
     else:
@@ -154,11 +162,13 @@ def _info_table(manifest: dict[str, Any], folder: Path) -> Table:
 def _parity_table(reports: dict[str, dict[str, Any]]) -> Table:
     table = Table("graph", "against the reference", "result")
     for graph, report in reports.items():
-        table.add_row(graph, _figures(report), "; ".join(report["missed"]) or "passed")
+        table.add_row(graph, _figures(report), "; ".join(report["missed"]) or ("" if "not_run" in report else "passed"))
     return table
 
 
 def _figures(report: dict[str, Any]) -> str:
+    if "not_run" in report:
+        return f"not run: {report['not_run']}"
     shown = {name: value for name, value in report.items() if isinstance(value, float)} | report.get("published", {})
     return "\n".join(
         f"{name} {value:.9g}" if "cosine" in name else f"{name} {value:.2g}" for name, value in shown.items()
@@ -257,10 +267,13 @@ def _parser() -> argparse.ArgumentParser:
     verify.add_argument("--threads", type=int, help="default: every CPU the process may use")
     verify.add_argument("--published", action="store_true", help="check BGE-M3's published values too (default for it)")
 
+    bench = command("bench", run_bench)
+    bench_command.add_options(bench)
+
     info = command("info", run_info)
     info.add_argument("artifact", type=Path)
 
-    for added in (export, score, verify, info):
+    for added in (export, score, verify, info, bench):
         added.add_argument("--json", action="store_true", help="machine-readable output, no progress bars")
     return parser
 

@@ -13,27 +13,24 @@ anything is timed; repeats are interleaved; medians are reported.
 import argparse
 import json
 import os
-import platform
-import random
 import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
-import onnx
-import onnxruntime
 import torch
 from FlagEmbedding import BGEM3FlagModel as FlagEmbedding
-from make_demo_checkpoint import make_demo_checkpoint
-from make_random_checkpoint import make_random_checkpoint
 from rich.console import Console
 from rich.table import Table
 
 from bgem3.export import export_model
+from bgem3.export.random_checkpoint import make_full_size
+from bgem3.export.reference import SENTENCES
 from bgem3.runtime import BGEM3Model
+from bgem3.runtime.bench_hardware import onnxruntime_matrix_rate, processor_name, seconds_of, torch_matrix_rate
+from bgem3.runtime.bench_workload import read_texts
 
 # Multiply-adds of BGE-M3's 24 layers of linear weights, twice; attention comes on top.
 GFLOP_PER_TOKEN = 2 * 24 * (4 * 1024 * 1024 + 2 * 1024 * 4096) / 1e9
@@ -45,17 +42,17 @@ ALL_HEADS = {"return_dense": True, "return_sparse": True, "return_colbert_vecs":
 def main() -> None:
     """Measure, print a table and write JSON."""
     arguments = _parser().parse_args()
-    texts = read_texts(arguments.passages, arguments.n_passages, arguments.n_questions)
+    texts = read_texts(arguments.passages, arguments.n_passages, arguments.n_questions, SENTENCES)
     torch.set_num_threads(arguments.threads)
     with tempfile.TemporaryDirectory() as folder:
-        checkpoint = arguments.checkpoint or make_full_size(arguments.tokenizer, Path(folder))
+        checkpoint = arguments.checkpoint or make_full_size(folder, arguments.tokenizer)
         artifact = arguments.artifact or Path(folder) / "artifact"
         if not arguments.artifact:
             export_model(checkpoint, artifact, ("fp32",), show_progress=True)
         report = measure(checkpoint, artifact, texts, arguments.threads, arguments.repeats)
     report |= {
         "threads": arguments.threads,
-        "processor": _processor(),
+        "processor": processor_name(),
         "versions": {name: version(name) for name in ("bgem3", "FlagEmbedding", "torch", "onnxruntime", "numpy")},
     }
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
@@ -69,30 +66,6 @@ def main() -> None:
     print(
         f"GEMM: ONNX Runtime {rates['onnxruntime']:.0f}, torch {rates['torch']:.0f} GFLOP/s; bgem3 reaches {share:.0%}"
     )
-
-
-def make_full_size(tokenizer: Path | None, folder: Path) -> Path:
-    """Make a checkpoint of BGE-M3's size, with the demo checkpoint's tokenizer if none is given."""
-    tokenizer = tokenizer or make_demo_checkpoint(folder / "tokenizer") / "tokenizer.json"
-    return make_random_checkpoint(tokenizer, folder / "checkpoint", vocabulary=250002)
-
-
-def read_texts(path: Path | None, n_passages: int, n_questions: int) -> list[str]:
-    """Return passages and questions, evenly spaced over the file; generated ones without a file."""
-    if path is None:
-        from bgem3.export.reference import SENTENCES
-
-        draw = random.Random(0)
-        passages = [" ".join(draw.choices(SENTENCES, k=draw.randint(5, 15))) for _ in range(n_passages)]
-        return passages + [draw.choice(SENTENCES) for _ in range(n_questions)]
-    entries = json.loads(path.read_text(encoding="utf-8"))
-    passages = [entry["context"] for entry in entries]
-    questions = [question for entry in entries for question in entry["questions"]]
-    return [
-        texts[i]
-        for texts, count in ((passages, n_passages), (questions, n_questions))
-        for i in np.linspace(0, len(texts) - 1, count).astype(int)
-    ]
 
 
 def measure(checkpoint: Path, artifact: Path, texts: list[str], n_threads: int, n_repeats: int) -> dict:
@@ -109,7 +82,7 @@ def measure(checkpoint: Path, artifact: Path, texts: list[str], n_threads: int, 
     difference = max(difference, *(float(np.abs(a - b).max()) for a, b in vectors))
     assert difference < 1e-4, f"outputs differ by {difference}"
     n_tokens = int(found.n_tokens.sum())
-    seconds_by_batch = {size: _seconds(lambda size=size: flag_embedding(size)) for size in BATCH_SIZES}
+    seconds_by_batch = {size: seconds_of(lambda size=size: flag_embedding(size)) for size in BATCH_SIZES}
     best = min(seconds_by_batch, key=lambda size: seconds_by_batch[size])
     contestants: dict[str, Callable[[], object]] = {
         "bgem3": lambda: ours.encode(texts, max_length=512),
@@ -119,51 +92,20 @@ def measure(checkpoint: Path, artifact: Path, texts: list[str], n_threads: int, 
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
     for _ in range(n_repeats):
         for name, run in contestants.items():
-            seconds[name].append(_seconds(run))
+            seconds[name].append(seconds_of(run))
     return {
         "n_texts": len(texts),
         "n_tokens": n_tokens,
         "gflop_per_token": GFLOP_PER_TOKEN,
-        "gemm_gflops": gemm_gflops(n_threads),
+        "gemm_gflops": {
+            name: max(rate_of("cpu", "fp32", n_threads).values()) / 1e9
+            for name, rate_of in (("onnxruntime", onnxruntime_matrix_rate), ("torch", torch_matrix_rate))
+        },
         "max_difference": difference,
         "tokens_per_second": {name: n_tokens / statistics.median(times) for name, times in seconds.items()},
         "seconds": seconds,
         "flagembedding_seconds_by_batch_size": seconds_by_batch,
     }
-
-
-def gemm_gflops(n_threads: int) -> dict[str, float]:
-    """Measure the float32 GEMM rate of both runtimes, (512, 1024) x (1024, 4096): the ceiling of each encoder."""
-    rng = np.random.default_rng(0)
-    rows, weight = (rng.standard_normal(shape, dtype=np.float32) for shape in ((512, 1024), (1024, 4096)))
-    values = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in ("rows", "product")]
-    node = onnx.helper.make_node("MatMul", ["rows", "weight"], ["product"])
-    initializer = onnx.numpy_helper.from_array(weight, "weight")
-    graph = onnx.helper.make_graph([node], "gemm", values[:1], values[1:], [initializer])
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = n_threads
-    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=9)
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    torch_rows, torch_weight = torch.from_numpy(rows), torch.from_numpy(weight)
-    runs = {
-        "onnxruntime": lambda: session.run(None, {"rows": rows}),
-        "torch": lambda: torch_rows @ torch_weight,
-    }
-    gflop = 2 * rows.shape[0] * weight.size / 1e9
-    return {name: gflop / statistics.median(_seconds(run) for _ in range(30)) for name, run in runs.items()}
-
-
-def _seconds(run: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    names = {line.split(":")[1].strip() for line in lines if line.startswith("model name")}
-    return ", ".join(names) or platform.processor()
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -10,7 +10,6 @@ import sys
 import tempfile
 from pathlib import Path
 
-from make_demo_checkpoint import make_demo_checkpoint
 from rich.console import Console
 from rich.table import Column, Table
 
@@ -49,6 +48,7 @@ def show(artifact: Path, console: Console) -> None:
 def export_built_in(folder: Path) -> Path:
     """Make the built-in checkpoint and export it; return the artifact folder."""
     from bgem3.export import export_model  # here, because torch takes seconds to import
+    from bgem3.export.demo_checkpoint import make_demo_checkpoint
 
     artifact = folder / "artifact"
     export_model(make_demo_checkpoint(folder / "checkpoint"), artifact)

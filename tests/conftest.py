@@ -9,6 +9,8 @@ import pytest
 import torch
 
 from bgem3.export import export_model
+from bgem3.export.demo_checkpoint import make_demo_checkpoint
+from bgem3.export.random_checkpoint import make_random_checkpoint as make_random
 from bgem3.runtime import BGEM3Model
 
 ROOT = Path(__file__).parent.parent
@@ -40,8 +42,7 @@ def load_script() -> Callable[[str], ModuleType]:
 @pytest.fixture(scope="session")
 def demo_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The built-in demo checkpoint, whose scores make sense."""
-    made: Path = _load_script("make_demo_checkpoint").make_demo_checkpoint(tmp_path_factory.mktemp("demo"))
-    return made
+    return make_demo_checkpoint(tmp_path_factory.mktemp("demo"))
 
 
 @pytest.fixture(scope="session")
@@ -60,9 +61,8 @@ def demo_model(demo_artifact: Path) -> BGEM3Model:
 
 @pytest.fixture(scope="session")
 def make_random_checkpoint() -> Callable[..., Path]:
-    """scripts/make_random_checkpoint.py's function."""
-    maker: Callable[..., Path] = _load_script("make_random_checkpoint").make_random_checkpoint
-    return maker
+    """The function that writes a checkpoint of random weights."""
+    return make_random
 
 
 @pytest.fixture(scope="session")

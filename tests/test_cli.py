@@ -146,14 +146,19 @@ sys.exit(status)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     reports = json.loads(done.stdout)
-    assert set(reports) == {"fp16 on cpu", "fp32 on cpu", "portable"}
+    graphs = [f"{precision}/{device}.onnx" for precision in ("fp16", "fp32") for device in ("cuda", "cpu")]
+    assert list(reports) == [*graphs, "portable/model.onnx"]
     assert all(report["missed"] == [] for report in reports.values())
+    assert "no CUDA provider" in reports["fp16/cuda.onnx"]["not_run"]
+    shown = run("verify", demo_artifact, "--precision", "fp16").stdout
+    assert "not run: " in shown
+    assert shown.count("passed") == 1
 
 
 def test_verify_fails_when_outputs_differ_from_the_published_values(demo_artifact: Path) -> None:
     done = run("verify", demo_artifact, "--precision", "fp32", "--published", "--json")
     assert done.returncode == 1
-    report = json.loads(done.stdout)["fp32 on cpu"]
+    report = json.loads(done.stdout)["fp32/cpu.onnx"]
     assert len(report["missed"]) == len(report["published"]) == 5
     assert "published values" in report["missed"][0]
 
@@ -167,7 +172,9 @@ def test_info_shows_what_the_artifact_holds(demo_artifact: Path) -> None:
 def test_export_exports_and_its_script_is_the_same_door(demo_checkpoint: Path, tmp_path: Path) -> None:
     done = run("export", demo_checkpoint, tmp_path / "a", "--precision", "fp32", "--json")
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["graphs"] == [{"precision": "fp32", "device": "cpu", "file": "fp32/cpu.onnx"}]
+    assert json.loads(done.stdout)["graphs"] == [
+        {"precision": "fp32", "device": device, "file": f"fp32/{device}.onnx"} for device in ("cuda", "cpu")
+    ]
     assert done.stderr == ""
     script = [sys.executable, str(ROOT / "scripts/export_model.py"), str(demo_checkpoint), str(tmp_path / "a")]
     again = subprocess.run(script, capture_output=True, text=True, check=False)

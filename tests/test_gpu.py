@@ -13,10 +13,10 @@ from bgem3.export import export_model
 from bgem3.export.reference import SENTENCES
 from bgem3.runtime import BGEM3Model, DeviceMemoryError, cuda
 from bgem3.runtime.artifact import read_artifact
+from bgem3.runtime.bench_probe import attention_kernels
 from bgem3.runtime.cuda import CudaSession
 from bgem3.runtime.packing import pack
 from bgem3.runtime.parity import Reference, check_parity
-from bgem3.runtime.probe import attention_kernels
 from bgem3.runtime.session import OUTPUTS
 
 LENGTHS = (16, 128, 512, 2048, 8192)
