@@ -44,7 +44,7 @@ def test_every_readme_snippet_and_command_runs_in_order(workplace: Path) -> None
     assert len(snippets) + len(blocks("bash")) <= 10
     bgem3_commands = [line for line in commands if "bgem3 " in line]
     others = set(commands) - set(bgem3_commands)
-    assert others == {"make demo", 'pip install ".[cpu]"', 'pip install ".[cpu,export]"'}
+    assert others == {"make demo", *(f'pip install ".[{extras}]"' for extras in ("cpu", "gpu", "cpu,export"))}
     export, *rest = bgem3_commands
     subprocess.run(export, shell=True, check=True, capture_output=True)
     names: dict[str, object] = {}
