@@ -11,7 +11,8 @@ from bgem3.runtime.bench_hardware import device_number, environment
 from bgem3.runtime.bench_parts import MEASURES, Bench
 from bgem3.runtime.bench_report import PARTS, BenchReport
 from bgem3.runtime.bench_workload import EFFORTS
-from bgem3.runtime.device import INSTALL, available_cpus, check_device
+from bgem3.runtime.cpus import available_cpus
+from bgem3.runtime.device import INSTALL, check_device
 from bgem3.runtime.model import BGEM3Model
 from bgem3.runtime.parity import Reference
 from bgem3.runtime.source import find_checkpoint

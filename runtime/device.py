@@ -1,11 +1,11 @@
 """Which device a model runs on, and the session for it."""
 
 import logging
-import os
 import re
 
 from bgem3.runtime import cuda
 from bgem3.runtime.artifact import Artifact
+from bgem3.runtime.cpus import available_cpus
 from bgem3.runtime.cuda import CudaSession
 from bgem3.runtime.session import CpuSession
 
@@ -46,11 +46,6 @@ def check_device(device: str) -> None:
     """Raise ValueError if a device's name is not one of those there are."""
     if not isinstance(device, str) or not re.fullmatch(r"auto|cpu|cuda(:[0-9]+)?", device):
         raise ValueError(f"device must be 'auto', 'cpu', 'cuda' or 'cuda:N', found {device!r}")
-
-
-def available_cpus() -> int:
-    """Count the CPUs this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _open(

@@ -7,7 +7,7 @@ from tqdm import tqdm
 
 from bgem3.runtime.artifact import Artifact
 from bgem3.runtime.assembly import Assembly
-from bgem3.runtime.device import available_cpus
+from bgem3.runtime.cpus import available_cpus
 from bgem3.runtime.packing import cpu_layout, pack
 from bgem3.runtime.parity import Reference, judge
 from bgem3.runtime.session import OUTPUTS, open_session

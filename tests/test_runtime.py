@@ -78,7 +78,7 @@ def test_n_threads_bounds_the_threads_a_model_starts(random_artifact: Path) -> N
 def test_the_default_thread_count_is_the_cpus_the_process_may_use() -> None:
     code = """
 import os
-from bgem3.runtime.device import available_cpus
+from bgem3.runtime.cpus import available_cpus
 os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:1])
 print(available_cpus())
 """
