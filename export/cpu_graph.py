@@ -23,6 +23,7 @@ Attention without padding (one text, or texts of one length) takes MultiHeadAtte
 holds a score matrix; with padding, a mask makes it hold one, so packing keeps those micro-batches small.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from bgem3.export.graph import ROW_INPUTS, TOKEN_INPUTS, Graph, outputs_of
+from bgem3.export.quantization import parts, row_quantization
 from bgem3.export.weights import WeightsFile
 from bgem3.runtime.artifact import ModelSpec
 
@@ -45,8 +47,8 @@ INPUTS = {
 def build_cpu_graph(spec: ModelSpec, weights: WeightsFile) -> onnx.ModelProto:
     """Build the CPU graph over a weights file that holds the tensors of `bgem3.export.checkpoint`.
 
-    Weights stored as float16 pass through a Cast, which ONNX Runtime folds when the session is made: all
-    arithmetic is float32.
+    Weights stored as float16 pass through a Cast, which ONNX Runtime folds when the session is made. Arithmetic is
+    float32, except for the products whose weights are stored as int8 with scales (`bgem3.export.quantization`).
 
     Parameters
     ----------
@@ -70,30 +72,86 @@ def build_cpu_graph(spec: ModelSpec, weights: WeightsFile) -> onnx.ModelProto:
 
 
 def _embeddings(graph: Graph, spec: ModelSpec) -> str:
-    words = graph.float32(graph.node("Gather", [graph.stored("embeddings.word"), "token_ids"]))  # (T, D)
-    positions = graph.float32(graph.node("Gather", [graph.stored("embeddings.position"), "position_ids"]))
+    words = _rows(graph, "embeddings.word", "token_ids")  # (T, D)
+    positions = _rows(graph, "embeddings.position", "position_ids")
     typed = graph.node("Add", [words, graph.weight("embeddings.type")])
     return graph.layer_norm(graph.node("Add", [typed, positions]), "embeddings.norm", spec)
 
 
+def _rows(graph: Graph, table: str, index: str) -> str:
+    """Look rows of a table up, in float32; an int8 table has a scale for each row."""
+    rows = graph.node("Gather", [graph.stored(table), index])
+    if graph.weights.initializer(table).data_type != TensorProto.FLOAT:
+        rows = graph.node("Cast", [rows], to=TensorProto.FLOAT)
+    if f"{table}.scale" not in graph.weights:
+        return rows
+    return graph.node("Mul", [rows, graph.node("Gather", [graph.stored(f"{table}.scale"), index])])
+
+
 def _layer(graph: Graph, spec: ModelSpec, layer: int, states: str, *, is_last: bool) -> str:
     """Post-LayerNorm transformer block: (T, D) to (T, D), or to (R, D) in the last layer."""
-    name = f"layer.{layer}"
+    name, rows = f"layer.{layer}", "token_ids"
+    inputs = _prepare(graph, states, f"{name}.qkv", rows)
     slots = [
-        graph.node("Gather", [graph.linear(states, f"{name}.{part}"), "padded_index"])  # (B, S, D)
+        graph.node("Gather", [_project(graph, inputs, f"{name}.{part}"), "padded_index"])  # (B, S, D)
         for part in ("query", "key", "value")
     ]
     context = graph.node("Reshape", [_attention(graph, spec, slots), "context_shape"])  # (B*S, D)
     index = "packed_index"
     if is_last:
+        rows = "state_rows"
         index = graph.node("Gather", ["packed_index", "state_rows"])
         states = graph.node("Gather", [states, "state_rows"])
     context = graph.node("Gather", [context, index])  # (T, D)
-    attended = graph.node("Add", [graph.linear(context, f"{name}.attention_output"), states])
+    attended = graph.node("Add", [_linear(graph, context, f"{name}.attention_output", rows), states])
     states = graph.layer_norm(attended, f"{name}.attention_norm", spec)
-    hidden = graph.node("Gelu", [graph.linear(states, f"{name}.intermediate")], approximate="none")
-    transformed = graph.node("Add", [graph.linear(hidden, f"{name}.output"), states])
+    hidden = graph.node("Gelu", [_linear(graph, states, f"{name}.intermediate", rows)], approximate="none")
+    transformed = graph.node("Add", [_linear(graph, hidden, f"{name}.output", rows), states])
     return graph.layer_norm(transformed, f"{name}.output_norm", spec)
+
+
+def _linear(graph: Graph, rows: str, group: str, counted: str) -> str:
+    """Run the one projection of a group."""
+    return _project(graph, _prepare(graph, rows, group, counted), group)
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """The input of a group's projections: float32, or uint8 with a scale for each row and a common zero point."""
+
+    values: str
+    scale: str = ""
+    zero_point: str = ""
+
+
+def _prepare(graph: Graph, rows: str, group: str, counted: str) -> _Rows:
+    """Quantize a group's input, row by row, if its weights are int8; ``counted`` is an input of as many rows."""
+    if f"{group}.smoothing" in graph.weights:
+        rows = graph.node("Mul", [rows, graph.stored(f"{group}.smoothing")])
+    if f"{parts(group)[0]}.weight.scale" not in graph.weights:
+        return _Rows(rows)
+    axis = graph.int64("last_axis", [-1])
+    how = row_quantization(group)
+    magnitudes = rows if how.is_of_gelu else graph.node("Abs", [rows])
+    largest = graph.node("ReduceMax", [magnitudes, axis], keepdims=0)
+    scale = graph.node("Div", [largest, graph.constant(f"levels_{how.n_levels}", how.n_levels, np.float32)])
+    least = graph.constant(f"least_scale_{how.zero_point}", how.least_scale, np.float32)
+    scale = graph.node("Max", [scale, least])  # (T,)
+    zero_point = graph.constant(f"zero_point_{how.zero_point}", how.zero_point, np.uint8)
+    zero_points = graph.once("Expand", [zero_point, graph.once("Shape", [counted])])
+    quantized = graph.node("QuantizeLinear", [rows, scale, zero_points], axis=0)
+    return _Rows(quantized, graph.node("Unsqueeze", [scale, axis]), zero_point)
+
+
+def _project(graph: Graph, rows: _Rows, name: str) -> str:
+    if not rows.scale:
+        return graph.linear(rows.values, name)
+    inputs = [rows.values, graph.stored(f"{name}.weight"), rows.scale, graph.stored(f"{name}.weight.scale")]
+    # The empty input is where ONNX Runtime puts a zero point, should it turn the weight to uint8 (see CpuSession).
+    product = graph.contrib("MatMulIntegerToFloat", [*inputs, rows.zero_point, ""])
+    if f"{name}.bias" not in graph.weights:
+        return product
+    return graph.node("Add", [product, graph.weight(f"{name}.bias")])  # the operator adds its own before a row's scale
 
 
 def _attention(graph: Graph, spec: ModelSpec, slots: list[str]) -> str:

@@ -16,7 +16,7 @@ The graph computes in the stored precision. In float16 the kernels accumulate in
 products (cuBLAS), softmax (flash attention) and, in the provider's strict mode, SkipLayerNormalization's statistics.
 The heads add their biases and take lengths in float32.
 
-Eight kernels a layer, each bias part of one of them:
+Eight nodes a layer, and nine kernels; each bias is part of one of them:
 
 - One product for query, key and value. PackedMultiHeadAttention takes them side by side head by head, (T, N, 3, H),
   so the three stored weights are joined in that order; ONNX Runtime does it once, when the session is made.

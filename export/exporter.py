@@ -20,6 +20,8 @@ from tqdm import tqdm
 from bgem3.export.checkpoint import Checkpoint, load_checkpoint
 from bgem3.export.cpu_graph import build_cpu_graph
 from bgem3.export.cuda_graph import build_cuda_graph
+from bgem3.export.int8 import FILE as INT8_FILE
+from bgem3.export.int8 import write_int8
 from bgem3.export.portable import export_portable
 from bgem3.export.reference import parity_texts, reference_outputs
 from bgem3.export.weights import WeightsFile, encoder_tensors
@@ -44,6 +46,7 @@ def export_model(
     target: str | Path,
     precisions: Sequence[str] = ("fp16",),
     *,
+    calibration: Sequence[str] | None = None,
     portable: bool = False,
     overwrite: bool = False,
     show_progress: bool = False,
@@ -58,7 +61,8 @@ def export_model(
     ----------
     source : hub id ("BAAI/bge-m3") or checkpoint folder
     target : the artifact folder to make
-    precisions : stored precisions, any of "fp16" and "fp32"
+    precisions : stored precisions, any of "fp16", "fp32" and "int8"
+    calibration : texts like those that will be encoded, from which int8 takes its ranges; None for built-in ones
     portable : also write portable/model.onnx, in standard ONNX operators with padded inputs, fp32
     overwrite : replace ``target`` if it is an artifact folder already
     show_progress : show progress bars on standard error
@@ -79,7 +83,7 @@ def export_model(
     OverflowError
         If a weight does not fit the stored precision.
     ParityError
-        If an exported graph is further from the checkpoint than its precision allows.
+        If an exported graph is further from the checkpoint than its precision allows, or int8 fails its quality gate.
     OSError
         If the disk is full or not writable.
     """
@@ -90,13 +94,18 @@ def export_model(
     with _new_folder(target, overwrite) as folder:
         shutil.copyfile(checkpoint.folder / "tokenizer.json", folder / "tokenizer.json")
         graphs: list[dict[str, str]] = []
+        int8_report: dict[str, Any] | None = None
         for precision in precisions:
-            graphs += _write_precision(checkpoint, folder, precision, show_progress)
+            if precision == "int8":
+                int8_report = write_int8(checkpoint, folder, calibration, show_progress=show_progress)
+                graphs.append({"precision": "int8", "device": "cpu", "file": INT8_FILE})
+            else:
+                graphs += _write_precision(checkpoint, folder, precision, show_progress)
         if portable:
             export_portable(checkpoint.model, folder / Path(PORTABLE).parent)
         reference = reference_outputs(checkpoint, parity_texts(checkpoint), show_progress=show_progress)
         reference.save(folder)
-        manifest = _manifest(checkpoint, folder, graphs)
+        manifest = _manifest(checkpoint, folder, graphs) | ({"int8": int8_report} if int8_report else {})
         del checkpoint  # its float32 weights, before the sessions take their own
         gc.collect()  # the portable graph's tracing leaves them in reference cycles
         manifest["parity"] = _verify(check_artifact(folder, manifest), reference, show_progress)

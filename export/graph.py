@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from bgem3.export.weights import WeightsFile
 from bgem3.runtime.artifact import ModelSpec
@@ -40,9 +40,10 @@ class Graph:
     """Collects nodes and initializers under unique names."""
 
     def __init__(self, weights: WeightsFile) -> None:
-        self._weights = weights
+        self.weights = weights
         self._nodes: list[onnx.NodeProto] = []
         self._initializers: dict[str, onnx.TensorProto] = {}
+        self._made: dict[tuple[str, ...], str] = {}
         self._n_names = 0
 
     def name(self, kind: str) -> str:
@@ -54,27 +55,43 @@ class Graph:
         self._nodes.append(helper.make_node(kind, inputs, [output], name=output, **attributes))
         return output
 
+    def once(self, kind: str, inputs: list[str]) -> str:
+        """Add an operator, or return what the same one with the same inputs gave."""
+        key = (kind, *inputs)
+        if key not in self._made:
+            self._made[key] = self.node(kind, inputs)
+        return self._made[key]
+
     def contrib(self, kind: str, inputs: list[str], **attributes: Any) -> str:
         """Add an operator of ONNX Runtime's own."""
         return self.node(kind, inputs, domain="com.microsoft", **attributes)
 
-    def int64(self, name: str, values: list[int]) -> str:
-        self._initializers[name] = helper.make_tensor(name, TensorProto.INT64, [len(values)], values)
+    def constant(self, name: str, value: Any, dtype: Any) -> str:
+        """Add a small array of its own."""
+        self._initializers[name] = numpy_helper.from_array(np.array(value, dtype), name)
         return name
+
+    def int64(self, name: str, values: list[int]) -> str:
+        return self.constant(name, values, np.int64)
 
     def stored(self, name: str) -> str:
         """Refer to a tensor in its stored precision."""
-        self._initializers[name] = self._weights.initializer(name)
+        self._initializers[name] = self.weights.initializer(name)
         return name
 
     def float32(self, value: str) -> str:
-        return value if self._weights.dtype == np.float32 else self.node("Cast", [value], to=TensorProto.FLOAT)
+        """Turn a value of the weights' precision into float32."""
+        return value if self.weights.dtype == np.float32 else self.node("Cast", [value], to=TensorProto.FLOAT)
 
     def weight(self, name: str) -> str:
-        return self.float32(self.stored(name))
+        """Refer to a tensor in float32."""
+        is_float32 = self.weights.initializer(name).data_type == TensorProto.FLOAT
+        return self.stored(name) if is_float32 else self.node("Cast", [self.stored(name)], to=TensorProto.FLOAT)
 
     def linear(self, rows: str, name: str) -> str:
-        return self.node("Gemm", [rows, self.weight(f"{name}.weight"), self.weight(f"{name}.bias")])
+        """Multiply by a weight, and add its bias if it has one, in float32."""
+        names = [f"{name}.{kind}" for kind in ("weight", "bias") if f"{name}.{kind}" in self.weights]
+        return self.node("Gemm", [rows, *(self.weight(tensor) for tensor in names)])
 
     def layer_norm(self, rows: str, name: str, spec: ModelSpec) -> str:
         inputs = [rows, self.weight(f"{name}.weight"), self.weight(f"{name}.bias")]
@@ -82,10 +99,9 @@ class Graph:
 
     def normalise(self, rows: str, output: str) -> str:
         """Scale rows to unit length: ``x / max(‖x‖, 1e-12)``."""
-        floor = helper.make_tensor("norm_floor", TensorProto.FLOAT, [], [NORM_FLOOR])
-        self._initializers["norm_floor"] = floor
         lengths = self.node("ReduceL2", [rows, self.int64("last_axis", [-1])], keepdims=1)
-        return self.node("Div", [rows, self.node("Max", [lengths, "norm_floor"])], output)
+        floor = self.constant("norm_floor", NORM_FLOOR, np.float32)
+        return self.node("Div", [rows, self.node("Max", [lengths, floor])], output)
 
     def flatten(self, rows: str, output: str) -> None:
         self.node("Reshape", [rows, self.int64("flat", [-1])], output)

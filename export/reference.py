@@ -12,8 +12,14 @@ from bgem3.runtime.parity import Reference
 VECTORS_PER_TEXT = 64  # multi-vectors kept per text, evenly spaced: 8 MB for BGE-M3, not 60
 
 
-def reference_outputs(checkpoint: Checkpoint, texts: list[str], *, show_progress: bool = False) -> Reference:
-    """Encode texts with the checkpoint in float32, each alone and without padding."""
+def reference_outputs(
+    checkpoint: Checkpoint,
+    texts: list[str],
+    *,
+    vectors_per_text: int | None = VECTORS_PER_TEXT,
+    show_progress: bool = False,
+) -> Reference:
+    """Encode texts with the checkpoint in float32, each alone and without padding; None keeps all multi-vectors."""
     spec = checkpoint.spec
     n_tokens, dense, sparse, multivector, multivector_rows = [], [], [], [], []
     n_vectors = 0
@@ -22,7 +28,8 @@ def reference_outputs(checkpoint: Checkpoint, texts: list[str], *, show_progress
         token_ids = encoded["input_ids"]
         states = last_states(checkpoint.model, token_ids)  # (T, D)
         vectors = normalize(checkpoint.model.colbert_linear(states[1:]), dim=-1).numpy()
-        rows = np.unique(np.linspace(0, len(vectors) - 1, VECTORS_PER_TEXT).astype(np.int64))
+        n_kept = len(vectors) if vectors_per_text is None else vectors_per_text
+        rows = np.unique(np.linspace(0, len(vectors) - 1, n_kept).astype(np.int64))
         n_tokens.append(len(token_ids))
         dense.append(normalize(states[0], dim=-1).numpy())
         sparse.append(_lexical_weights(checkpoint, token_ids, states))

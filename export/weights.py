@@ -3,10 +3,11 @@
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from bgem3.export.checkpoint import BGEM3Torch
 
@@ -38,7 +39,7 @@ class WeightsFile:
     Parameters
     ----------
     path : the file to write; graphs beside it refer to it by its name
-    dtype : float16 or float32, the stored precision
+    dtype : float16 or float32, the stored precision of tensors written without one of their own
     """
 
     def __init__(self, path: Path, dtype: type[np.float16] | type[np.float32]) -> None:
@@ -47,8 +48,8 @@ class WeightsFile:
         self._file = path.open("wb")
         self._tensors: dict[str, onnx.TensorProto] = {}
 
-    def write(self, name: str, values: NDArray[np.float32]) -> None:
-        """Append one tensor, cast to the stored precision.
+    def write(self, name: str, values: NDArray[Any], dtype: DTypeLike | None = None) -> None:
+        """Append one tensor, cast to ``dtype`` or else the file's stored precision.
 
         Raises
         ------
@@ -56,16 +57,16 @@ class WeightsFile:
             If a value is too large for the stored precision.
         """
         with np.errstate(over="ignore"):  # checked on the next line, with the tensor's name
-            stored = np.ascontiguousarray(values, dtype=self.dtype)
+            stored = np.ascontiguousarray(values, dtype=dtype or self.dtype)
         if not np.isfinite(stored).all():
             raise OverflowError(
-                f"weight {name!r} reaches {np.abs(values).max():.4g}, beyond the largest {self.dtype} number "
+                f"weight {name!r} reaches {np.abs(values).max():.4g}, beyond the largest {stored.dtype} number "
                 f"({np.finfo(np.float16).max}); export with precisions=('fp32',)"
             )
         self._file.write(b"\0" * (-self._file.tell() % ALIGNMENT))
         tensor = onnx.TensorProto(
             name=name,
-            data_type=onnx.helper.np_dtype_to_tensor_dtype(self.dtype),
+            data_type=onnx.helper.np_dtype_to_tensor_dtype(stored.dtype),
             dims=stored.shape,
             data_location=onnx.TensorProto.EXTERNAL,
         )
@@ -77,6 +78,9 @@ class WeightsFile:
             tensor.external_data.add(key=key, value=str(value))
         self._file.write(stored.data)
         self._tensors[name] = tensor
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._tensors
 
     def initializer(self, name: str) -> onnx.TensorProto:
         """Return the initializer that refers to a written tensor."""

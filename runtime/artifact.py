@@ -8,7 +8,7 @@ from typing import Any
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
-PRECISIONS = ("fp16", "fp32")
+PRECISIONS = ("fp16", "fp32", "int8")
 """Precisions this version reads, the default first."""
 
 

@@ -16,8 +16,8 @@ from bgem3.scoring import Embeddings, MultiVectors
 class Assembly:
     """Final arrays of the texts given so far, filled micro-batch by micro-batch; may be used from many threads.
 
-    Texts come in lists, so that the first can be encoded while the next are tokenized. The arrays of the first list
-    are enlarged for the next in place, by moving pages instead of content where the system can.
+    Texts come in lists, so that the first can be encoded while the next are tokenized. Room for the first list is made
+    exactly; further lists at least double it.
     """
 
     def __init__(self, spec: ModelSpec, outputs: tuple[Output, ...]) -> None:
@@ -27,6 +27,7 @@ class Assembly:
         self._texts = [TokenizedTexts.concatenate([])]
         self._offsets = np.zeros(1, np.int64)  # (N + 1,) of all texts
         self._arrays: Arrays = {}
+        self._n_rows: dict[Output, int] = {}
 
     def extend(self, texts: TokenizedTexts) -> int:
         """Make room for more texts; return the place of the first of them."""
@@ -41,10 +42,8 @@ class Assembly:
                 "multivector": (n_tokens - n_texts, self._spec.multivector_size),
             }
             for name in self._outputs:
-                if name in self._arrays:
-                    self._arrays[name].resize(shapes[name], refcheck=False)  # no view outlives the lock
-                else:
-                    self._arrays[name] = np.empty(shapes[name], np.float32)
+                self._arrays[name] = _with_room(self._arrays.get(name), shapes[name])
+            self._n_rows = {name: shape[0] for name, shape in shapes.items()}
         return n_texts_before
 
     def add(self, batch: PackedBatch, arrays: Arrays) -> None:
@@ -64,19 +63,31 @@ class Assembly:
     def embeddings(self) -> Embeddings:
         """Return the embeddings, once every micro-batch has been added."""
         texts = TokenizedTexts.concatenate(self._texts)
+        arrays = {name: array[: self._n_rows[name]] for name, array in self._arrays.items()}
         sparse = first_seen = vectors = None
-        if "sparse" in self._arrays:
-            sparse, first_seen = lexical_matrix(texts, self._arrays["sparse"], self._spec)
-        if "multivector" in self._arrays:
-            vectors = MultiVectors(self._arrays["multivector"], self._offsets - np.arange(len(self._offsets)))
+        if "sparse" in arrays:
+            sparse, first_seen = lexical_matrix(texts, arrays["sparse"], self._spec)
+        if "multivector" in arrays:
+            vectors = MultiVectors(arrays["multivector"], self._offsets - np.arange(len(self._offsets)))
         return Embeddings(
             n_tokens=texts.lengths.astype(np.int32),
             truncated=texts.truncated,
-            dense=self._arrays.get("dense"),
+            dense=arrays.get("dense"),
             sparse=sparse,
             first_seen=first_seen,
             multivector=vectors,
         )
+
+
+def _with_room(array: NDArray[np.float32] | None, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """Return an array of at least this many rows that begins with the given one's."""
+    if array is None:
+        return np.empty(shape, np.float32)
+    if len(array) >= shape[0]:
+        return array
+    larger = np.empty((max(shape[0], 2 * len(array)), *shape[1:]), np.float32)  # takes memory only where written
+    larger[: len(array)] = array
+    return larger
 
 
 def _without_cls(tokens: slice, n_texts_before: int) -> slice:

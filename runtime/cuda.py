@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bgem3.runtime.artifact import ModelSpec
+from bgem3.runtime.artifact import ArtifactError, ModelSpec
 from bgem3.runtime.packing import PackedBatch, cuda_layout, pack
 from bgem3.runtime.session import (
     OUTPUTS,
@@ -45,14 +45,18 @@ from bgem3.runtime.tokenizer import TokenizedTexts
 
 PROVIDER = "CUDAExecutionProvider"
 MEMORY = "cuda"  # ONNX Runtime's name for where captured graphs keep their inputs and outputs
+SETTINGS = {"session.disable_cpu_ep_fallback": "1"}
+UNREADABLE = re.compile("INVALID_PROTOBUF|INVALID_GRAPH|NO_SUCHFILE|external data", re.IGNORECASE)
 FLASH, EFFICIENT, UNFUSED = 1, 2, 16  # bits of the provider's sdpa_kernel option
 TOKEN_BUDGET = 16384  # kernels reach their full rate well below this
 N_WORKERS = 2
 N_QUEUED = 4  # micro-batches handed to the workers before the caller waits for the first
-SLOTS_PER_TOKEN = 4  # a micro-batch's padded layout, which attention's grid and buffers follow, against its budget
+SLOTS_PER_TOKEN = 2  # a micro-batch's padded layout, which attention's grid and buffers follow, against its budget
 SHARE_OF_FREE_MEMORY = 0.8
 GRAPH_LENGTHS = (16, 32, 64)  # tokens of the captured graphs; a query takes the shortest that holds it
-OUT_OF_MEMORY = re.compile(r"out of memory|failed to allocate memory|ALLOC_FAILED", re.IGNORECASE)
+OUT_OF_MEMORY = re.compile(
+    r"out of memory|failed to allocate memory|smaller than requested bytes|ALLOC_FAILED", re.IGNORECASE
+)
 
 logger = logging.getLogger(__name__)
 
@@ -89,12 +93,18 @@ class CudaSession:
         self._cudart = import_cudart()
         self._session = self._open(path, memory_limit, cuda_graphs)
         self._graphs: dict[tuple[int, tuple[Output, ...]], _CapturedGraph] | None = {} if cuda_graphs else None
-        n_workers = 1 if cuda_graphs else N_WORKERS  # a session that captures may be run from one thread only
-        self._workers = ThreadPoolExecutor(n_workers, thread_name_prefix=self.device)
+        self._n_workers = 1 if cuda_graphs else N_WORKERS  # a session that captures may be run from one thread only
+        self._workers = ThreadPoolExecutor(self._n_workers, thread_name_prefix=self.device)
         self._local = threading.local()
-        fitting = self._fitting_tokens(n_workers, path, memory_limit)
+        self._running = threading.Semaphore(self._n_workers)  # all of it taken: nothing else runs
+        self._alone = threading.Lock()
+        fitting = self._fitting_tokens(path, memory_limit)
         self.token_budget = token_budget or max(1, min(TOKEN_BUDGET, fitting))
-        self._warm_up(n_workers)
+        try:
+            self._warm_up()
+        except BaseException:
+            self.close()
+            raise
 
     def most_padded(self, longest: int) -> int:
         """Return how many texts may share a micro-batch whose padded layout is large."""
@@ -117,10 +127,12 @@ class CudaSession:
             for batch in batches:
                 running.append(self._workers.submit(self._encode, batch, outputs, finish))
                 if len(running) > N_QUEUED:
-                    running.popleft().result()
+                    running[0].result()
+                    running.popleft()
             while running:
-                running.popleft().result()
-        finally:  # after an error: no micro-batch is still running when this returns
+                running[0].result()
+                running.popleft()
+        finally:  # after an error or an interrupt: no micro-batch is still running when this returns
             for future in running:
                 future.cancel()
             wait(running)
@@ -134,33 +146,52 @@ class CudaSession:
     def _encode(self, batch: PackedBatch, outputs: tuple[Output, ...], finish: Finish) -> None:
         """Encode a micro-batch, or, where the device's memory does not suffice, its halves."""
         n_texts, n_tokens = len(batch.text_index), len(batch.token_ids)
-        run_errors: tuple[type[Exception], ...] = (RuntimeError, *onnxruntime_errors())  # the first with bound memory
         if n_texts == 1 or n_tokens <= self.token_budget:
-            try:
-                arrays = self._run(batch, outputs)
-            except run_errors as error:
-                if not OUT_OF_MEMORY.search(str(error)):
-                    raise
-                self._shrink(n_texts, n_tokens)
-            else:
+            with self._running:
+                arrays = self._run_in_memory(batch, outputs)
+            if arrays is None and n_texts == 1:
+                arrays = self._run_alone(batch, outputs)
+            if arrays is not None:
                 finish(batch, arrays)
                 return
+            self._lower_budget(n_tokens)
         half = n_texts // 2
         self._encode(batch.texts(0, half), outputs, finish)
         self._encode(batch.texts(half, n_texts), outputs, finish)
 
-    def _shrink(self, n_texts: int, n_tokens: int) -> None:
-        """Lower the token budget after the device ran out of memory; raise if there is nothing to halve."""
-        free, total = device_memory(self._cudart, self._device_id)
-        state = f"{self.device} ran out of memory ({free / 1e9:.2f} of {total / 1e9:.2f} GB free)"
-        if n_texts == 1:
-            raise DeviceMemoryError(
-                f"{state} on one text of {n_tokens} tokens; encode with a lower max_length, give the model more of "
-                "the device's memory, or load it with device='cpu'"
-            )
-        self.token_budget = max(1, n_tokens // 2)
+    def _run_in_memory(self, batch: PackedBatch, outputs: tuple[Output, ...]) -> Arrays | None:
+        """Run a micro-batch, or return None if the device's memory does not suffice."""
+        errors: tuple[type[Exception], ...] = (RuntimeError, *onnxruntime_errors())  # the first with bound memory
+        try:
+            return self._run(batch, outputs)
+        except errors as error:
+            if not OUT_OF_MEMORY.search(str(error)):
+                raise
         self._local.releases_memory = True
+        return None
+
+    def _run_alone(self, batch: PackedBatch, outputs: tuple[Output, ...]) -> Arrays:
+        """Run one text while no other worker holds memory; raise if that does not suffice either."""
+        with self._alone, contextlib.ExitStack() as stack:
+            for _ in range(self._n_workers):
+                stack.enter_context(self._running)
+            arrays = self._run_in_memory(batch, outputs)
+        if arrays is None:
+            raise DeviceMemoryError(
+                f"{self._memory_state()} on one text of {len(batch.token_ids)} tokens; encode with a lower max_length, "
+                "give the model more of the device's memory, or load it with device='cpu'"
+            )
+        return arrays
+
+    def _lower_budget(self, n_tokens: int) -> None:
+        """Learn from a micro-batch that was too large."""
+        self.token_budget = max(1, min(self.token_budget, n_tokens // 2))
+        state = self._memory_state()
         logger.warning("%s; micro-batches hold at most %d tokens from here on", state, self.token_budget)
+
+    def _memory_state(self) -> str:
+        free, total = device_memory(self._cudart, self._device_id)
+        return f"{self.device} ran out of memory ({free / 1e9:.2f} of {total / 1e9:.2f} GB free)"
 
     def _run(self, batch: PackedBatch, outputs: tuple[Output, ...]) -> Arrays:
         n_texts, n_tokens = len(batch.text_index), len(batch.token_ids)
@@ -230,49 +261,55 @@ class CudaSession:
         return options
 
     def _open(self, path: Path, memory_limit: int | None, cuda_graphs: bool) -> Any:
-        provider = {
-            "device_id": self._device_id,
-            "arena_extend_strategy": "kSameAsRequested",
-            "sdpa_kernel": FLASH | EFFICIENT | UNFUSED,
-            "enable_skip_layer_norm_strict_mode": 1,
-            "use_tf32": 0,
-            "enable_cuda_graph": int(cuda_graphs),
-        }
-        if memory_limit is not None:
-            provider["gpu_mem_limit"] = memory_limit
+        options = provider_options(self._device_id, memory_limit, cuda_graphs)
+        errors: tuple[type[Exception], ...] = (RuntimeError, *onnxruntime_errors())
         preload_libraries()
-        settings = {"session.disable_cpu_ep_fallback": "1"}
         try:
-            session = make_session(path, 1, settings, providers=[(PROVIDER, provider)])
-        except onnxruntime_errors() as error:
+            session = make_session(path, 1, SETTINGS, providers=[(PROVIDER, options)])
+        except errors as error:
             if OUT_OF_MEMORY.search(str(error)):
                 raise DeviceMemoryError(
                     f"{self.device} has too little free memory for the weights in {path.parent} ({error}); free some, "
                     "raise the memory limit, or load the model with device='cpu'"
                 ) from None
-            raise RuntimeError(f"{_not_loaded(self.device)}; its error: {error}") from None
+            if not UNREADABLE.search(str(error)):
+                raise RuntimeError(f"{_not_loaded(self.device)}; its error: {error}") from None
+            raise ArtifactError(
+                f"ONNX Runtime cannot read {path} ({error}); check the folder with "
+                f"`bgem3 verify {path.parent.parent}`, or export the checkpoint again"
+            ) from None
         if PROVIDER not in session.get_providers():
             raise RuntimeError(_not_loaded(self.device))
         return session
 
-    def _fitting_tokens(self, n_workers: int, path: Path, memory_limit: int | None) -> int:
+    def _fitting_tokens(self, path: Path, memory_limit: int | None) -> int:
         """Return how many tokens each worker's micro-batch may hold in the memory that the weights leave free."""
         free, _ = device_memory(self._cudart, self._device_id)
         if memory_limit is not None:
             free = min(free, memory_limit - (path.parent / "weights.bin").stat().st_size)
-        return int(SHARE_OF_FREE_MEMORY * free / n_workers / bytes_per_token(self._spec, self.precision))
+        return int(SHARE_OF_FREE_MEMORY * free / self._n_workers / bytes_per_token(self._spec, self.precision))
 
-    def _warm_up(self, n_workers: int) -> None:
-        """Run the largest micro-batch on every worker at once: libraries load, and the arena grows once."""
-        length = max(2, min(512, self._spec.max_length, self.token_budget))
-        n_texts = max(1, self.token_budget // length)
+    def _warm_up(self) -> None:
+        """Run the largest micro-batch there may be on every worker, and capture the graphs there are.
+
+        Libraries load, the arena grows once, and no capture meets other work on the device later, which would fail it.
+        """
+        length = max(2, min(512, self._spec.max_length // SLOTS_PER_TOKEN, self.token_budget))
+        lengths = np.full(max(1, self.token_budget // length + 1 - SLOTS_PER_TOKEN), length)
+        lengths[0] *= SLOTS_PER_TOKEN  # the padded layout is as large as it may be
+        self.run_all([self._filler(lengths)] * self._n_workers, OUTPUTS, _discard)
+        if self._graphs is not None:
+            for outputs in (OUTPUTS, OUTPUTS[:1]):
+                self.run_all([self._filler(np.array([length])) for length in GRAPH_LENGTHS], outputs, _discard)
+
+    def _filler(self, lengths: NDArray[np.int64]) -> PackedBatch:
+        """Make a micro-batch of texts of these lengths."""
         texts = TokenizedTexts(
-            token_ids=np.full(n_texts * length, self._spec.eos_id),
-            offsets=np.arange(n_texts + 1) * length,
-            truncated=np.zeros(n_texts, np.bool_),
+            token_ids=np.full(lengths.sum(), self._spec.eos_id),
+            offsets=np.concatenate([[0], np.cumsum(lengths)]),
+            truncated=np.zeros(len(lengths), np.bool_),
         )
-        batch = pack(texts, np.arange(n_texts), self._spec.pad_id)
-        self.run_all([batch] * n_workers, OUTPUTS, lambda batch, arrays: None)
+        return pack(texts, np.arange(len(lengths)), self._spec.pad_id)
 
 
 class _CapturedGraph:
@@ -312,6 +349,10 @@ class _CapturedGraph:
         return {name: value.numpy() for name, value in self._outputs.items()}
 
 
+def _discard(batch: PackedBatch, arrays: Arrays) -> None:
+    """Finish a micro-batch of the warm-up."""
+
+
 class _PinnedBuffer:
     """Page-locked host memory, which the device reads and writes without a copy in between.
 
@@ -327,6 +368,20 @@ class _PinnedBuffer:
         pointer = checked(cudart, cudart.cudaHostAlloc(size, cudart.cudaHostAllocPortable), f"pinning {size} bytes")
         weakref.finalize(self, cudart.cudaFreeHost, pointer)
         self.array = np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(int(pointer)))
+
+
+def provider_options(device_id: int, memory_limit: int | None = None, cuda_graphs: bool = False) -> dict[str, Any]:
+    """Return what the CUDA provider is told; this module's docstring says why."""
+    limit = {} if memory_limit is None else {"gpu_mem_limit": memory_limit}
+    return {
+        "device_id": device_id,
+        "arena_extend_strategy": "kSameAsRequested",
+        "sdpa_kernel": FLASH | EFFICIENT | UNFUSED,
+        "enable_skip_layer_norm_strict_mode": 1,
+        "use_tf32": 0,
+        "enable_cuda_graph": int(cuda_graphs),
+        **limit,
+    }
 
 
 def packed_feeds(batch: PackedBatch, outputs: tuple[Output, ...]) -> dict[str, NDArray[Any]]:
@@ -366,12 +421,14 @@ def _device_rows(cu_seqlens: NDArray[np.int64], outputs: tuple[Output, ...]) -> 
 def bytes_per_token(spec: ModelSpec, precision: str) -> int:
     """Estimate the device memory a token of a micro-batch takes at most.
 
-    A layer holds at once states, joined and split queries, keys and values, and context, 8 D values, or states and
-    two of the feed-forward block's inner width, D + 2 F; the heads end in float32 vectors and their sums.
+    A layer holds at once states, context, joined queries, keys and values, and those split, which attention keeps in
+    the padded layout, or else states and twice the feed-forward block's inner width; the heads end in float32 vectors
+    and their sums. Two more of the states' width are spare.
     """
     item_size = {"fp16": 2, "fp32": 4}[precision]
     width, inner = spec.hidden_size, spec.intermediate_size
-    return item_size * (2 * width + max(8 * width, 2 * inner + width)) + 4 * 4 * spec.multivector_size
+    attention = (2 + 3 + 3 * SLOTS_PER_TOKEN) * width
+    return item_size * (2 * width + max(attention, width + 2 * inner)) + 4 * 4 * spec.multivector_size
 
 
 def why_unavailable(device_id: int = 0) -> str | None:
@@ -391,8 +448,10 @@ def why_unavailable(device_id: int = 0) -> str | None:
 
 def device_memory(cudart: Any, device_id: int) -> tuple[int, int]:
     """Return a device's free and total memory in bytes."""
+    before = checked(cudart, cudart.cudaGetDevice(), "asking for the current device")
     choose_device(cudart, device_id)
     free, total = checked(cudart, cudart.cudaMemGetInfo(), f"reading the free memory of cuda:{device_id}")
+    choose_device(cudart, before)  # it is the calling thread's, for other libraries too
     return free, total
 
 

@@ -7,7 +7,7 @@ from types import TracebackType
 
 from tqdm import tqdm
 
-from bgem3.runtime.artifact import Artifact, ModelSpec, read_artifact
+from bgem3.runtime.artifact import Artifact, ArtifactError, ModelSpec, read_artifact
 from bgem3.runtime.assembly import Assembly
 from bgem3.runtime.device import EncoderSession, open_encoder
 from bgem3.runtime.packing import PackedBatch, pack, plan_batches
@@ -47,8 +47,12 @@ class BGEM3Model:
         self.spec: ModelSpec = artifact.spec
         self.device = session.device
         self.precision = session.precision
-        self.tokenizer = TextTokenizer(artifact.folder / "tokenizer.json", artifact.spec)
         self._session: EncoderSession | None = session
+        try:
+            self.tokenizer = TextTokenizer(artifact.folder / "tokenizer.json", artifact.spec)
+        except ArtifactError:
+            self.close()
+            raise
 
     @classmethod
     def load(
@@ -76,7 +80,8 @@ class BGEM3Model:
             never results. None takes what suits the device and, on CUDA, its free memory.
         device_memory_limit : most bytes of a CUDA device's memory to take, weights included; None for what is free
         cuda_graphs : on CUDA, capture short single texts' kernels in graphs, which answers them sooner; micro-batches
-            then run one after another, which costs throughput
+            then run one after another, which costs throughput. This and the memory limit are refused with
+            ``device="cpu"``, and of no effect where "auto" takes the CPU.
         check_hashes : compare the SHA-256 of every file with the manifest first
 
         Raises

@@ -193,7 +193,7 @@ def test_export_exports_and_its_script_is_the_same_door(demo_checkpoint: Path, t
         (["encode", "ARTIFACT", "--device", "cuda"], "use device='cpu'"),
         (["encode", "ARTIFACT", "--threads", "0"], "n_threads must be"),
         (["score", "ARTIFACT", "-q", "a", "-p", "b", "--weights", "0", "0", "0"], "must not sum to 0"),
-        (["verify", "ARTIFACT", "--precision", "int8"], "invalid choice"),
+        (["verify", "ARTIFACT", "--precision", "int4"], "invalid choice"),
         (["nonsense"], "invalid choice"),
         ([], "required"),
     ],

@@ -105,9 +105,10 @@ def test_every_node_runs_on_the_device(artifact: Path, tmp_path: Path, precision
     options = onnxruntime.SessionOptions()
     options.enable_profiling = True
     options.profile_file_prefix = str(tmp_path / "profile")
-    session = onnxruntime.InferenceSession(
-        artifact / precision / "cuda.onnx", options, providers=["CUDAExecutionProvider"]
-    )
+    for key, value in cuda.SETTINGS.items():
+        options.add_session_config_entry(key, value)
+    provider = ("CUDAExecutionProvider", cuda.provider_options(0))
+    session = onnxruntime.InferenceSession(artifact / precision / "cuda.onnx", options, providers=[provider])
     with BGEM3Model.load(artifact, "cpu") as loaded:
         batch = pack(loaded.tokenizer(TEXTS, 8192), np.arange(len(TEXTS)), read.spec.pad_id)
     session.run(list(OUTPUTS), cuda.packed_feeds(batch, OUTPUTS))

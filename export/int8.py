@@ -1,0 +1,103 @@
+"""The int8 graph for CPU: calibrated, quantized, measured, and kept only if it passes its quality gate."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from bgem3.export.calibration import largest_inputs, quantization_errors
+from bgem3.export.calibration_texts import calibration_texts, held_out_pairs
+from bgem3.export.checkpoint import Checkpoint
+from bgem3.export.cpu_graph import build_cpu_graph
+from bgem3.export.quality import BOUNDS, measure_quality, quality_reference
+from bgem3.export.quantization import Array, groups, parts, quantize_weight, smooth
+from bgem3.export.weights import WeightsFile, encoder_tensors
+from bgem3.runtime.artifact import Artifact
+from bgem3.runtime.device import open_encoder
+from bgem3.runtime.model import BGEM3Model
+from bgem3.runtime.parity import ParityError, missed_bounds
+
+FILE = "int8/cpu.onnx"
+SHARES_KEPT = (0.0, 0.05, 0.15, 0.35)  # of the groups, those kept in float32 in each attempt to pass the gate
+
+logger = logging.getLogger(__name__)
+
+
+def write_int8(
+    checkpoint: Checkpoint, folder: Path, texts: Sequence[str] | None = None, *, show_progress: bool = False
+) -> dict[str, Any]:
+    """Write int8/cpu.onnx and its weights into an artifact folder that has its tokenizer already.
+
+    The groups of projections that lose most by quantization are kept in float32, as few as the quality gate allows.
+
+    Parameters
+    ----------
+    texts : to calibrate with, None for the built-in ones
+
+    Returns
+    -------
+    The report: ``quality`` on texts that calibration does not see, with its ``bounds``; ``kept_float32``, the groups;
+    ``error_by_group``; ``n_calibration_texts``
+
+    Raises
+    ------
+    ParityError
+        If the gate is not passed with a third of the groups in float32; nothing is left in the folder.
+    """
+    calibration = list(texts) if texts is not None else calibration_texts()
+    largest = largest_inputs(checkpoint, calibration, show_progress=show_progress)
+    tensors = {name: np.asarray(values) for name, values in encoder_tensors(checkpoint.model)}
+    factors = smooth(tensors, largest, checkpoint.spec)
+    errors = quantization_errors(checkpoint, tensors, factors, calibration, show_progress=show_progress)
+    by_error = sorted(groups(checkpoint.spec), key=lambda group: -errors[group])
+    pairs = held_out_pairs()
+    reference = quality_reference(checkpoint, pairs, show_progress=show_progress)
+    (folder / FILE).parent.mkdir()
+    for share in SHARES_KEPT:
+        kept = by_error[: round(share * len(by_error))]
+        _write(checkpoint, folder, tensors, kept)
+        quality = _measure(checkpoint, folder, pairs, reference)
+        missed = missed_bounds(quality, BOUNDS)
+        if not missed:
+            return {
+                "quality": quality | {"bounds": BOUNDS},
+                "kept_float32": kept,
+                "error_by_group": errors,
+                "n_calibration_texts": len(calibration),
+            }
+        logger.info("int8 with %d of %d groups in float32: %s", len(kept), len(by_error), "; ".join(missed))
+    for path in (folder / FILE).parent.iterdir():
+        path.unlink()
+    (folder / FILE).parent.rmdir()
+    raise ParityError(
+        f"int8 loses too much of this checkpoint, even with {len(kept)} of {len(by_error)} groups of projections in "
+        f"float32: {'; '.join(missed)}; export other precisions, or calibrate with texts like those you encode"
+    )
+
+
+def _measure(checkpoint: Checkpoint, folder: Path, pairs: list[tuple[str, str]], reference: Any) -> dict[str, Any]:
+    artifact = Artifact(folder=folder, spec=checkpoint.spec, graphs={("int8", "cpu"): FILE}, manifest={})
+    with BGEM3Model(artifact, open_encoder(artifact, device="cpu", precision="int8")) as model:
+        return measure_quality(model, pairs, reference)
+
+
+def _write(checkpoint: Checkpoint, folder: Path, tensors: dict[str, Array], kept: list[str]) -> None:
+    quantized = {f"{part}.weight" for group in groups(checkpoint.spec) if group not in kept for part in parts(group)}
+    path = folder / FILE
+    with WeightsFile(path.with_name("weights.bin"), np.float32) as weights:
+        for name, values in tensors.items():
+            if name in quantized:
+                weight = quantize_weight(values)
+                weights.write(name, weight.values, np.int8)
+                weights.write(f"{name}.scale", weight.scales)
+            elif name == "embeddings.word":
+                table = quantize_weight(values.T)  # a scale for each token
+                weights.write(name, table.values.T, np.int8)
+                weights.write(f"{name}.scale", table.scales[:, None])
+            else:
+                weights.write(name, values, np.float16 if name == "embeddings.position" else np.float32)
+    onnx.save(build_cpu_graph(checkpoint.spec, weights), path)
+    onnx.checker.check_model(path)
