@@ -19,8 +19,10 @@ Outputs: `dense` (rows, D), `sparse` (rows,) and `multivector` (rows, M), all fl
 Only attention sees texts: linear layers, LayerNorm and GELU work on packed tokens and never on padding.
 A head is chosen by its row list: an empty list makes the head's operators work on zero rows, and with
 `dense` alone `state_rows` are the CLS tokens, so the last layer's feed-forward block runs on B rows.
-Attention without padding (one text, or texts of one length) takes MultiHeadAttention's flash path, which never
-holds a score matrix; with padding, a mask makes it hold one, so packing keeps those micro-batches small.
+Attention over more than 1024 slots takes MultiHeadAttention's flash path, which never holds a score matrix, and no mask:
+such micro-batches must hold texts of one length. Up to 1024 slots it takes the masked path, padding or not. So a text's
+length alone decides how it is computed. Its values are the same bits in any company, without which rounding to int8
+would turn the last digit of float32 into a whole step.
 """
 
 from dataclasses import dataclass
@@ -34,6 +36,7 @@ from bgem3.export.graph import ROW_INPUTS, TOKEN_INPUTS, Graph, outputs_of
 from bgem3.export.quantization import parts, row_quantization
 from bgem3.export.weights import WeightsFile
 from bgem3.runtime.artifact import ModelSpec
+from bgem3.runtime.session import LONGEST_MASKED
 
 INPUTS = {
     **TOKEN_INPUTS,
@@ -61,9 +64,8 @@ def build_cpu_graph(spec: ModelSpec, weights: WeightsFile) -> onnx.ModelProto:
     """
     graph = Graph(weights)
     states = _embeddings(graph, spec)
-    graph.node("Size", ["padded_index"], "n_slots")
-    graph.node("Size", ["token_ids"], "n_tokens")
-    graph.node("Equal", ["n_slots", "n_tokens"], "is_unpadded")
+    graph.node("Shape", ["padded_index"], "n_slots", start=1, end=2)
+    graph.node("Greater", ["n_slots", graph.constant("longest_masked", LONGEST_MASKED, np.int64)], "is_long")
     graph.int64("context_shape", [-1, spec.hidden_size])
     for layer in range(spec.n_layers):
         states = _layer(graph, spec, layer, states, is_last=layer == spec.n_layers - 1)
@@ -155,7 +157,7 @@ def _project(graph: Graph, rows: _Rows, name: str) -> str:
 
 
 def _attention(graph: Graph, spec: ModelSpec, slots: list[str]) -> str:
-    """Attend within each text, (B, S, D) to (B, S, D); the mask is used only where there is padding."""
+    """Attend within each text, (B, S, D) to (B, S, D); long texts come without padding and take no mask."""
     settings: dict[str, Any] = {
         "domain": "com.microsoft",
         "num_heads": spec.n_heads,
@@ -167,7 +169,7 @@ def _attention(graph: Graph, spec: ModelSpec, slots: list[str]) -> str:
         node = helper.make_node("MultiHeadAttention", inputs, [output], name=output, **settings)
         value = helper.make_tensor_value_info(output, TensorProto.FLOAT, ["texts", "slots", spec.hidden_size])
         branches[branch] = helper.make_graph([node], output, [], [value])
-    return graph.node("If", ["is_unpadded"], **branches)
+    return graph.node("If", ["is_long"], **branches)
 
 
 def _heads(graph: Graph, states: str) -> None:

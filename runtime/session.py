@@ -16,6 +16,7 @@ Arrays = dict[Output, NDArray[np.float32]]
 Finish = Callable[[PackedBatch, Arrays], None]
 
 TOKEN_BUDGET = 1024  # GEMMs reach their full rate well below this; activations still fit a large cache
+LONGEST_MASKED = 1024  # tokens; longer texts attend without a mask, so none of another length runs with them
 MAX_MASKED_SCORES = 1 << 22  # attention scores per head of a padded micro-batch: 16 MiB each
 ERRORS_ONLY = 3
 
@@ -48,7 +49,7 @@ class CpuSession:
 
     def most_padded(self, longest: int) -> int:
         """Return how many texts may share a padded micro-batch, whose mask makes attention hold all scores."""
-        return int(MAX_MASKED_SCORES // longest**2)
+        return int(MAX_MASKED_SCORES // longest**2) if longest <= LONGEST_MASKED else 1
 
     def run_all(self, batches: Iterable[PackedBatch], outputs: tuple[Output, ...], finish: Finish) -> None:
         """Encode micro-batches and call ``finish`` with each one and its arrays, as :meth:`run` returns them."""

@@ -16,7 +16,7 @@ from bgem3.export.cpu_graph import INPUTS
 from bgem3.runtime import BGEM3Model
 from bgem3.runtime.artifact import read_artifact
 from bgem3.runtime.packing import cpu_layout, pack
-from bgem3.runtime.session import OUTPUTS, Output, head_rows
+from bgem3.runtime.session import LONGEST_MASKED, OUTPUTS, Output, head_rows
 from bgem3.runtime.tokenizer import TextTokenizer
 
 TEXTS = ["What is BM25?", "BM25 is a bag-of-words retrieval function that ranks documents.", ""]
@@ -38,7 +38,7 @@ def test_the_cpu_graph_has_the_operators_it_was_designed_with(random_artifact: P
     assert counts["Gelu"] == n_layers
     assert counts["If"] == n_layers
     assert counts["MultiHeadAttention"] == 2 * n_layers
-    assert counts["Cast"] == (len(model.graph.initializer) - 4 if precision == "fp16" else 0)
+    assert counts["Cast"] == (len(model.graph.initializer) - 5 if precision == "fp16" else 0)
     masked = [node for node in all_nodes(model.graph) if "key_mask" in node.input]
     assert len(masked) == n_layers
     assert {value.name: value.type.tensor_type.elem_type for value in model.graph.input} == {
@@ -67,7 +67,9 @@ def test_every_weight_lies_aligned_in_the_one_weights_file(random_artifact: Path
 def rows_by_node(artifact: Path, outputs: tuple[Output, ...], folder: Path) -> dict[str, list[list[int]]]:
     """Profile one run and return each operator's output shapes, by the name its node has in the graph."""
     read = read_artifact(artifact)
-    batch = pack(TextTokenizer(artifact / "tokenizer.json", read.spec)(TEXTS, 128), np.arange(len(TEXTS)), 1)
+    batch = pack(
+        TextTokenizer(artifact / "tokenizer.json", read.spec)(TEXTS, read.spec.max_length), np.arange(len(TEXTS)), 1
+    )
     options = onnxruntime.SessionOptions()
     options.enable_profiling = True
     options.profile_file_prefix = str(folder / "profile")
@@ -110,17 +112,43 @@ def test_dense_alone_runs_the_last_feed_forward_block_on_cls_rows_only(random_ar
     assert [together[name][0][0] for name in gelus] == [n_tokens] * 3
 
 
+@pytest.fixture(scope="module")
+def long_artifact(
+    demo_checkpoint: Path, make_random_checkpoint: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A small model of 3 layers that takes texts longer than those that attend with a mask."""
+    folder = tmp_path_factory.mktemp("long")
+    dimensions = {"hidden": 32, "layers": 3, "heads": 2, "intermediate": 32, "max_length": LONGEST_MASKED + 50}
+    checkpoint = make_random_checkpoint(demo_checkpoint / "tokenizer.json", folder / "checkpoint", **dimensions)
+    export_model(checkpoint, folder / "artifact", "fp32")
+    return folder / "artifact"
+
+
+LONG = "honey " * LONGEST_MASKED
+
+
 @pytest.mark.parametrize(
-    ("texts", "is_masked"), [(TEXTS, True), (TEXTS[:1], False), ([TEXTS[0]] * 3, False)], ids=["mixed", "one", "equal"]
+    ("texts", "is_masked"),
+    [(TEXTS, True), (TEXTS[:1], True), ([TEXTS[0]] * 3, True), ([LONG], False), ([LONG] * 2, False)],
+    ids=["mixed", "one", "equal", "long", "long equal"],
 )
-def test_only_a_padded_micro_batch_takes_the_masked_attention(
-    random_artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, texts: list[str], is_masked: bool
+def test_a_texts_length_alone_decides_how_it_attends(
+    long_artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, texts: list[str], is_masked: bool
 ) -> None:
     monkeypatch.setitem(globals(), "TEXTS", texts)
-    ran = rows_by_node(random_artifact, OUTPUTS, tmp_path)
-    model = onnx.load(random_artifact / "fp32/cpu.onnx", load_external_data=False)
+    ran = rows_by_node(long_artifact, OUTPUTS, tmp_path)
+    model = onnx.load(long_artifact / "fp32/cpu.onnx", load_external_data=False)
     attention = {node.name: "key_mask" in node.input for node in all_nodes(model.graph) if "Head" in node.op_type}
     assert [masked for name, masked in attention.items() if name in ran] == [is_masked] * 3
+
+
+def test_long_texts_of_several_lengths_never_share_a_micro_batch(long_artifact: Path) -> None:
+    with BGEM3Model.load(long_artifact, "cpu", token_budget=8192) as model:
+        texts = [LONG, "honey " * (LONGEST_MASKED + 20), TEXTS[0], "honey " * (LONGEST_MASKED - 20)]
+        together = model.encode(texts)
+        assert (together.n_tokens > LONGEST_MASKED).sum() == 2
+        for i, text in enumerate(texts):
+            np.testing.assert_allclose(model.encode([text]).dense[0], together.dense[i], atol=1e-6)
 
 
 def test_a_model_of_other_dimensions_and_special_ids_exports_with_parity(

@@ -176,7 +176,7 @@ def test_outlier_channels_break_a_scale_for_the_whole_tensor_and_not_one_for_eac
     rows[7] *= 30
     weight = rng.standard_normal((256, 64)).astype(np.float32)
     scale = np.abs(rows).max() / 127
-    per_tensor = np.rint(rows / scale) * scale @ weight
+    per_tensor = (np.rint(rows / scale) * scale) @ weight
     factors = np.sqrt(np.abs(rows).max(axis=0) / np.abs(weight).max(axis=1))
     per_row = dequantized_rows((rows / factors).astype(np.float32), "layer.0.qkv") @ (weight * factors[:, None])
     expected = rows @ weight
