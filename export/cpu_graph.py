@@ -19,7 +19,7 @@ Outputs: `dense` (rows, D), `sparse` (rows,) and `multivector` (rows, M), all fl
 Only attention sees texts: linear layers, LayerNorm and GELU work on packed tokens and never on padding.
 A head is chosen by its row list: an empty list makes the head's operators work on zero rows, and with
 `dense` alone `state_rows` are the CLS tokens, so the last layer's feed-forward block runs on B rows.
-Attention over more than 1024 slots takes MultiHeadAttention's flash path, which never holds a score matrix, and no mask:
+Attention over more than 1024 slots takes MultiHeadAttention's flash path, which holds no score matrix, and no mask:
 such micro-batches must hold texts of one length. Up to 1024 slots it takes the masked path, padding or not. So a text's
 length alone decides how it is computed. Its values are the same bits in any company, without which rounding to int8
 would turn the last digit of float32 into a whole step.

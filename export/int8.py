@@ -12,13 +12,14 @@ from bgem3.export.calibration import largest_inputs, quantization_errors
 from bgem3.export.calibration_texts import calibration_texts, held_out_pairs
 from bgem3.export.checkpoint import Checkpoint
 from bgem3.export.cpu_graph import build_cpu_graph
-from bgem3.export.quality import BOUNDS, measure_quality, quality_reference
+from bgem3.export.quality import BOUNDS, compare_quality, quality_reference
 from bgem3.export.quantization import Array, groups, parts, quantize_weight, smooth
 from bgem3.export.weights import WeightsFile, encoder_tensors
 from bgem3.runtime.artifact import Artifact
 from bgem3.runtime.device import open_encoder
 from bgem3.runtime.model import BGEM3Model
 from bgem3.runtime.parity import ParityError, missed_bounds
+from bgem3.scoring import Embeddings
 
 FILE = "int8/cpu.onnx"
 SHARES_KEPT = (0.0, 0.05, 0.15, 0.35)  # of the groups, those kept in float32 in each attempt to pass the gate
@@ -27,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 
 def write_int8(
-    checkpoint: Checkpoint, folder: Path, texts: Sequence[str] | None = None, *, show_progress: bool = False
+    checkpoint: Checkpoint, folder: Path, calibration: Sequence[str] | None = None, *, show_progress: bool = False
 ) -> dict[str, Any]:
     """Write int8/cpu.onnx and its weights into an artifact folder that has its tokenizer already.
 
@@ -35,7 +36,7 @@ def write_int8(
 
     Parameters
     ----------
-    texts : to calibrate with, None for the built-in ones
+    calibration : texts to calibrate with, None for the built-in ones
 
     Returns
     -------
@@ -47,26 +48,25 @@ def write_int8(
     ParityError
         If the gate is not passed with a third of the groups in float32; nothing is left in the folder.
     """
-    calibration = list(texts) if texts is not None else calibration_texts()
-    largest = largest_inputs(checkpoint, calibration, show_progress=show_progress)
+    calibration_list = list(calibration) if calibration is not None else calibration_texts()
+    largest = largest_inputs(checkpoint, calibration_list, show_progress=show_progress)
     tensors = {name: np.asarray(values) for name, values in encoder_tensors(checkpoint.model)}
     factors = smooth(tensors, largest, checkpoint.spec)
-    errors = quantization_errors(checkpoint, tensors, factors, calibration, show_progress=show_progress)
+    errors = quantization_errors(checkpoint, tensors, factors, calibration_list, show_progress=show_progress)
     by_error = sorted(groups(checkpoint.spec), key=lambda group: -errors[group])
-    pairs = held_out_pairs()
-    reference = quality_reference(checkpoint, pairs, show_progress=show_progress)
+    texts, expected = quality_reference(checkpoint, held_out_pairs(), show_progress=show_progress)
     (folder / FILE).parent.mkdir()
     for share in SHARES_KEPT:
         kept = by_error[: round(share * len(by_error))]
         _write(checkpoint, folder, tensors, kept)
-        quality = _measure(checkpoint, folder, pairs, reference)
+        quality = compare_quality(_encode(checkpoint, folder, texts), expected, len(texts) // 2)
         missed = missed_bounds(quality, BOUNDS)
         if not missed:
             return {
                 "quality": quality | {"bounds": BOUNDS},
                 "kept_float32": kept,
                 "error_by_group": errors,
-                "n_calibration_texts": len(calibration),
+                "n_calibration_texts": len(calibration_list),
             }
         logger.info("int8 with %d of %d groups in float32: %s", len(kept), len(by_error), "; ".join(missed))
     for path in (folder / FILE).parent.iterdir():
@@ -78,10 +78,10 @@ def write_int8(
     )
 
 
-def _measure(checkpoint: Checkpoint, folder: Path, pairs: list[tuple[str, str]], reference: Any) -> dict[str, Any]:
+def _encode(checkpoint: Checkpoint, folder: Path, texts: list[str]) -> Embeddings:
     artifact = Artifact(folder=folder, spec=checkpoint.spec, graphs={("int8", "cpu"): FILE}, manifest={})
     with BGEM3Model(artifact, open_encoder(artifact, device="cpu", precision="int8")) as model:
-        return measure_quality(model, pairs, reference)
+        return model.encode(texts)
 
 
 def _write(checkpoint: Checkpoint, folder: Path, tensors: dict[str, Array], kept: list[str]) -> None:
