@@ -30,13 +30,14 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
 
-from bgem3.export.graph import ROW_INPUTS, TOKEN_INPUTS, Graph, outputs_of
-from bgem3.export.quantization import parts, row_quantization
+from bgem3.export.graph import ROW_INPUTS, TOKEN_INPUTS, Graph, make_model, outputs_of
+from bgem3.export.quantization import LARGEST, SYMMETRIC, parts, row_quantization
 from bgem3.export.weights import WeightsFile
 from bgem3.runtime.artifact import ModelSpec
-from bgem3.runtime.session import LONGEST_MASKED
+from bgem3.runtime.session import LONGEST_MASKED, PROBE_SIZE
 
 INPUTS = {
     **TOKEN_INPUTS,
@@ -71,6 +72,26 @@ def build_cpu_graph(spec: ModelSpec, weights: WeightsFile) -> onnx.ModelProto:
         states = _layer(graph, spec, layer, states, is_last=layer == spec.n_layers - 1)
     _heads(graph, states)
     return graph.model(INPUTS, outputs_of(spec))
+
+
+def build_probe() -> onnx.ModelProto:
+    """Build the product, as the int8 graph has it, that `bgem3.runtime.session.product_settings` tries."""
+    initializers: dict[str, NDArray[Any]] = {
+        "weight": np.full((PROBE_SIZE, 16), LARGEST, np.int8),
+        "weight_scales": np.ones(16, np.float32),
+        "zero_point": np.array(SYMMETRIC.zero_point, np.uint8),
+    }
+    inputs = {"rows": (TensorProto.UINT8, [1, PROBE_SIZE]), "scales": (TensorProto.FLOAT, [1, 1])}
+    node = helper.make_node(
+        "MatMulIntegerToFloat",
+        ["rows", "weight", "scales", "weight_scales", "zero_point", ""],
+        ["product"],
+        domain="com.microsoft",
+    )
+    values = [helper.make_tensor_value_info(name, *kind) for name, kind in inputs.items()]
+    product = helper.make_tensor_value_info("product", TensorProto.FLOAT, [1, 16])
+    constants = [numpy_helper.from_array(array, name) for name, array in initializers.items()]
+    return make_model(helper.make_graph([node], "probe", values, [product], constants))
 
 
 def _embeddings(graph: Graph, spec: ModelSpec) -> str:
@@ -149,7 +170,7 @@ def _project(graph: Graph, rows: _Rows, name: str) -> str:
     if not rows.scale:
         return graph.linear(rows.values, name)
     inputs = [rows.values, graph.stored(f"{name}.weight"), rows.scale, graph.stored(f"{name}.weight.scale")]
-    # The empty input is where ONNX Runtime puts a zero point, should it turn the weight to uint8 (see CpuSession).
+    # The empty input is where ONNX Runtime puts a zero point, should it turn the weight to uint8 (`product_settings`).
     product = graph.contrib("MatMulIntegerToFloat", [*inputs, rows.zero_point, ""])
     if f"{name}.bias" not in graph.weights:
         return product

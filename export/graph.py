@@ -113,5 +113,10 @@ class Graph:
         graph = helper.make_graph(
             self._nodes, "bgem3", declared(inputs), declared(outputs), list(self._initializers.values())
         )
-        opsets = [helper.make_opsetid(domain, version) for domain, version in OPSETS.items()]
-        return helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="bgem3")
+        return make_model(graph)
+
+
+def make_model(graph: onnx.GraphProto) -> onnx.ModelProto:
+    """Wrap a graph as a model with the operator sets that ours use."""
+    opsets = [helper.make_opsetid(domain, version) for domain, version in OPSETS.items()]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="bgem3")

@@ -1,5 +1,6 @@
 """The CPU session: one ONNX Runtime session that encodes micro-batches one after another."""
 
+import logging
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +20,10 @@ TOKEN_BUDGET = 1024  # GEMMs reach their full rate well below this; activations 
 LONGEST_MASKED = 1024  # tokens; longer texts attend without a mask, so none of another length runs with them
 MAX_MASKED_SCORES = 1 << 22  # attention scores per head of a padded micro-batch: 16 MiB each
 ERRORS_ONLY = 3
+PROBE, PROBE_SIZE = "probe.onnx", 64  # a product of that many terms
+EXACT_PRODUCTS = {"session.x64quantprecision": "1"}
+
+logger = logging.getLogger(__name__)
 
 
 class CpuSession:
@@ -36,14 +41,9 @@ class CpuSession:
     def __init__(self, path: Path, precision: str, *, n_threads: int, token_budget: int | None = None) -> None:
         self.precision = precision
         self.token_budget = token_budget or TOKEN_BUDGET
+        # SkipLayerNormalization is several times slower on CPU than the Add and LayerNormalization it replaces.
         self._session = open_session(
-            path,
-            n_threads,
-            # The uint8 x int8 kernels of x86 CPUs with AVX2 or AVX-512 but no VNNI add pairs of products in 16 bits and
-            # saturate. On those, and only those, this makes ONNX Runtime take its exact uint8 x uint8 kernels.
-            settings={"session.x64quantprecision": "1"},
-            # SkipLayerNormalization is several times slower on CPU than the Add and LayerNormalization it replaces.
-            disabled_optimizers=["SkipLayerNormFusion"],
+            path, n_threads, settings=product_settings(path), disabled_optimizers=["SkipLayerNormFusion"]
         )
         self._input_names = [value.name for value in self._session.get_inputs()]
 
@@ -70,6 +70,26 @@ class CpuSession:
     def close(self) -> None:
         """Release the session's memory."""
         self._session = None
+
+
+def product_settings(path: Path) -> dict[str, str]:
+    """Return what a graph's session must be told for its integer products to be right on this CPU.
+
+    On x86 with AVX2 or AVX-512 but no VNNI, ONNX Runtime's uint8 x int8 kernels add pairs of products in 16 bits and
+    saturate, silently. The probe beside an int8 graph is the largest such sum; where it comes out wrong, the session is
+    told to take the exact uint8 x uint8 kernels, at about half the speed that VNNI has. ARM's kernels add in 32 bits.
+    """
+    probe = path.with_name(PROBE)
+    if not probe.is_file():
+        return {}
+    session = open_session(probe, 1)
+    (found,) = session.run(
+        None, {"rows": np.full((1, PROBE_SIZE), 255, np.uint8), "scales": np.ones((1, 1), np.float32)}
+    )
+    if (found == 127 * 127 * PROBE_SIZE).all():
+        return {}
+    logger.info("this CPU's uint8 x int8 products saturate: taking slower, exact ones; a CPU with VNNI has both")
+    return EXACT_PRODUCTS
 
 
 def head_rows(cu_seqlens: NDArray[np.int64], outputs: tuple[Output, ...]) -> dict[str, NDArray[np.int64]]:

@@ -1,6 +1,8 @@
 """The int8 graph: exact integer arithmetic, results that do not depend on the batch, and a gate that can refuse."""
 
 import json
+import logging
+import shutil
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -16,12 +18,13 @@ from onnx import TensorProto, helper, numpy_helper
 from bgem3.export import export_model, int8, quality
 from bgem3.export.calibration import largest_inputs
 from bgem3.export.checkpoint import Checkpoint, load_checkpoint
+from bgem3.export.cpu_graph import build_probe
 from bgem3.export.quantization import PARTS, dequantized_rows, groups, parts, quantize_weight, smooth
 from bgem3.export.reference import SENTENCES
 from bgem3.export.weights import encoder_tensors
-from bgem3.runtime import BGEM3Model, ParityError
+from bgem3.runtime import BGEM3Model, ParityError, session
 from bgem3.runtime.artifact import read_artifact
-from bgem3.runtime.session import open_session
+from bgem3.runtime.session import EXACT_PRODUCTS, PROBE, open_session, product_settings
 
 TEXTS = ["", *SENTENCES, " ".join(SENTENCES)]
 N_LAYERS = 2  # of the demo checkpoint
@@ -42,24 +45,18 @@ def checkpoint(demo_checkpoint: Path) -> Checkpoint:
 
 def product(rows: NDArray[np.uint8], weight: NDArray[np.int8], scales: NDArray[np.float32], folder: Path) -> Any:
     """Run the graph's product operator as the graph has it."""
-    inputs = ["rows", "weight", "row_scales", "scales", "zero_point", ""]
-    node = helper.make_node("MatMulIntegerToFloat", inputs, ["product"], domain="com.microsoft")
-    values = [("rows", TensorProto.UINT8), ("row_scales", TensorProto.FLOAT)]
-    graph = helper.make_graph(
-        [node],
-        "product",
-        [helper.make_tensor_value_info(name, kind, None) for name, kind in values],
-        [helper.make_tensor_value_info("product", TensorProto.FLOAT, None)],
-        [
-            numpy_helper.from_array(weight, "weight"),
-            numpy_helper.from_array(np.ones(weight.shape[1], np.float32), "scales"),
-            numpy_helper.from_array(np.array(128, np.uint8), "zero_point"),
-        ],
-    )
-    opsets = [helper.make_opsetid("", 20), helper.make_opsetid("com.microsoft", 1)]
-    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=9), folder / "product.onnx")
-    session = open_session(folder / "product.onnx", 1, settings={"session.x64quantprecision": "1"})
-    return session.run(["product"], {"rows": rows, "row_scales": scales})[0]
+    model = build_probe()
+    del model.graph.input[:], model.graph.output[:], model.graph.initializer[:]
+    for name, kind in (("rows", TensorProto.UINT8), ("scales", TensorProto.FLOAT)):
+        model.graph.input.append(helper.make_tensor_value_info(name, kind, None))
+    model.graph.output.append(helper.make_tensor_value_info("product", TensorProto.FLOAT, None))
+    weight_scales, zero_point = np.ones(weight.shape[1], np.float32), np.array(128, np.uint8)
+    for name, array in (("weight", weight), ("weight_scales", weight_scales), ("zero_point", zero_point)):
+        model.graph.initializer.append(numpy_helper.from_array(array, name))
+    onnx.save(model, folder / "product.onnx")
+    onnx.save(build_probe(), folder / PROBE)
+    session = open_session(folder / "product.onnx", 1, settings=product_settings(folder / "product.onnx"))
+    return session.run(["product"], {"rows": rows, "scales": scales})[0]
 
 
 @pytest.mark.parametrize("n_inner", [4, 1024])
@@ -89,7 +86,7 @@ def test_the_graph_multiplies_in_int8_and_keeps_the_heads_in_float32(artifact: P
     assert counts["Gemm"] == 2
     kinds = Counter(tensor.data_type for tensor in model.graph.initializer if tensor.external_data)
     assert kinds[TensorProto.INT8] == QUANTIZED + 1  # and the token embeddings
-    assert {path.name for path in (artifact / "int8").iterdir()} == {"weights.bin", "cpu.onnx"}
+    assert {path.name for path in (artifact / "int8").iterdir()} == {"weights.bin", "cpu.onnx", "probe.onnx"}
 
 
 def test_int8_takes_little_more_than_a_byte_a_weight(artifact: Path) -> None:
@@ -232,6 +229,26 @@ def test_calibration_takes_the_users_own_texts(
     manifest = export_model(demo_checkpoint, tmp_path / "artifact", "int8", calibration=list(SENTENCES[:5]))
     assert manifest["int8"]["n_calibration_texts"] == 5
     assert json.loads((tmp_path / "artifact/manifest.json").read_text(encoding="utf-8"))["int8"] == manifest["int8"]
+
+
+def test_a_cpu_whose_products_saturate_gets_exact_ones(
+    artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A probe whose sum is another one stands for such a CPU; the exact kernels give the same sums here."""
+    with BGEM3Model.load(artifact, "cpu", "int8") as model:
+        expected = model.encode(TEXTS).dense
+    assert product_settings(artifact / "fp32/cpu.onnx") == {}
+    folder = tmp_path / "artifact"
+    shutil.copytree(artifact, folder)
+    probe = build_probe()
+    probe.graph.initializer[0].CopyFrom(numpy_helper.from_array(np.full((64, 16), 126, np.int8), "weight"))
+    onnx.save(probe, tmp_path / PROBE)
+    with caplog.at_level(logging.INFO):
+        assert product_settings(tmp_path / "cpu.onnx") == EXACT_PRODUCTS
+    assert "products saturate" in caplog.text
+    monkeypatch.setattr(session, "product_settings", lambda path: EXACT_PRODUCTS)
+    with BGEM3Model.load(folder, "cpu", "int8") as model:
+        np.testing.assert_allclose(model.encode(TEXTS).dense, expected, atol=1e-6)
 
 
 def test_onnx_runtime_knows_the_setting_that_keeps_sums_exact_without_vnni() -> None:
