@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ from bgem3.export.checkpoint import Checkpoint
 from bgem3.export.quantization import Array, dequantized_rows, groups, parts, quantize_weight
 from bgem3.export.reference import last_states
 
+ROWS_PER_TEXT = 4  # kept of each text's input, evenly spaced
 MODULES = {
     "query": "attention.self.query",
     "attention_output": "attention.output.dense",
@@ -20,25 +22,32 @@ MODULES = {
 """The module of a layer that takes a group's input."""
 
 
-def largest_inputs(checkpoint: Checkpoint, texts: list[str], *, show_progress: bool = False) -> dict[str, Array]:
-    """Return the largest magnitude (K,) of each channel of each group's input, over all tokens of the texts."""
-    largest: dict[str, Array] = {}
+@dataclass(kw_only=True)
+class GroupInput:
+    """What was seen of a group's input: the largest magnitude (K,) of each channel, and a sample of its rows (R, K)."""
+
+    largest: Array
+    sample: Array
+
+
+def observe_inputs(checkpoint: Checkpoint, texts: list[str], *, show_progress: bool = False) -> dict[str, GroupInput]:
+    """Run texts one by one and return, by group, what its input was like; memory grows by a few rows a text."""
+    seen: dict[str, GroupInput] = {}
 
     def observe(group: str, rows: Array) -> None:
-        seen = np.abs(rows).max(axis=0)
-        largest[group] = np.maximum(largest[group], seen) if group in largest else seen
+        largest = np.abs(rows).max(axis=0)
+        sample = rows[np.unique(np.linspace(0, len(rows) - 1, ROWS_PER_TEXT).astype(np.int64))]
+        if group in seen:
+            largest = np.maximum(seen[group].largest, largest)
+            sample = np.concatenate([seen[group].sample, sample])
+        seen[group] = GroupInput(largest=largest, sample=sample)
 
     _run(checkpoint, texts, observe, "calibrating", show_progress)
-    return largest
+    return seen
 
 
 def quantization_errors(
-    checkpoint: Checkpoint,
-    tensors: dict[str, Array],
-    factors: dict[str, Array],
-    texts: list[str],
-    *,
-    show_progress: bool = False,
+    inputs: dict[str, GroupInput], tensors: dict[str, Array], factors: dict[str, Array]
 ) -> dict[str, float]:
     """Measure how far int8 takes each group's products from float32's, everything before it being float32.
 
@@ -48,22 +57,17 @@ def quantization_errors(
 
     Returns
     -------
-    By group: the norm of the error over the norm of the product, ``‖Q(X)Q(W) - XW‖ / ‖XW‖``.
+    By group: the norm of the error over the norm of the product, ``‖Q(X)Q(W) - XW‖ / ‖XW‖``, of the sampled rows.
     """
-    weights = {}
-    for group in groups(checkpoint.spec):
-        weights[group] = np.hstack([tensors[f"{part}.weight"] for part in parts(group)])
-    sums = {group: np.zeros(2) for group in weights}
-
-    def observe(group: str, rows: Array) -> None:
-        rows = rows / factors[group] if group in factors else rows
-        quantized = quantize_weight(weights[group])
+    errors = {}
+    for group, seen in inputs.items():
+        rows = seen.sample / factors[group] if group in factors else seen.sample
+        weight = np.hstack([tensors[f"{part}.weight"] for part in parts(group)])
+        quantized = quantize_weight(weight)
+        expected = rows @ weight
         found = dequantized_rows(rows, group) @ (quantized.values * quantized.scales)
-        expected = rows @ weights[group]
-        sums[group] += np.square(found - expected).sum(), np.square(expected).sum()
-
-    _run(checkpoint, texts, observe, "sensitivity", show_progress)
-    return {group: float(np.sqrt(error / norm)) for group, (error, norm) in sums.items()}
+        errors[group] = float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
+    return errors
 
 
 def _run(

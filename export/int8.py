@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from bgem3.export.calibration import largest_inputs, quantization_errors
+from bgem3.export.calibration import observe_inputs, quantization_errors
 from bgem3.export.calibration_texts import calibration_texts, held_out_pairs
 from bgem3.export.checkpoint import Checkpoint
 from bgem3.export.cpu_graph import build_cpu_graph, build_probe
@@ -50,10 +50,10 @@ def write_int8(
         If the gate is not passed with a third of the groups in float32; nothing is left in the folder.
     """
     calibration_list = list(calibration) if calibration is not None else calibration_texts()
-    largest = largest_inputs(checkpoint, calibration_list, show_progress=show_progress)
+    inputs = observe_inputs(checkpoint, calibration_list, show_progress=show_progress)
     tensors = {name: np.asarray(values) for name, values in encoder_tensors(checkpoint.model)}
-    factors = smooth(tensors, largest, checkpoint.spec)
-    errors = quantization_errors(checkpoint, tensors, factors, calibration_list, show_progress=show_progress)
+    factors = smooth(tensors, {group: seen.largest for group, seen in inputs.items()}, checkpoint.spec)
+    errors = quantization_errors(inputs, tensors, factors)
     by_error = sorted(groups(checkpoint.spec), key=lambda group: -errors[group])
     texts, expected = quality_reference(checkpoint, held_out_pairs(), show_progress=show_progress)
     (folder / FILE).parent.mkdir()

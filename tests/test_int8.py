@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from bgem3.export import export_model, int8, quality
-from bgem3.export.calibration import largest_inputs
+from bgem3.export.calibration import observe_inputs
 from bgem3.export.checkpoint import Checkpoint, load_checkpoint
 from bgem3.export.cpu_graph import build_probe
 from bgem3.export.quantization import PARTS, dequantized_rows, groups, parts, quantize_weight, smooth
@@ -117,7 +117,8 @@ def test_int8_is_close_to_float32_and_says_so_in_the_manifest(artifact: Path) ->
 
 
 def test_smoothing_changes_nothing_in_exact_arithmetic(checkpoint: Checkpoint) -> None:
-    largest = largest_inputs(checkpoint, list(SENTENCES[:4]))
+    seen = observe_inputs(checkpoint, list(SENTENCES[:4]))
+    largest = {group: inputs.largest for group, inputs in seen.items()}
     before = {name: np.asarray(values) for name, values in encoder_tensors(checkpoint.model)}
     after = dict(before)
     factors = smooth(after, largest, checkpoint.spec)
@@ -206,7 +207,8 @@ def test_a_gate_that_is_not_passed_keeps_more_in_float32_and_then_refuses(
 def test_groups_kept_in_float32_make_the_graph_better(
     demo_checkpoint: Path, checkpoint: Checkpoint, tmp_path: Path
 ) -> None:
-    largest = largest_inputs(checkpoint, list(SENTENCES))
+    seen = observe_inputs(checkpoint, list(SENTENCES))
+    largest = {group: inputs.largest for group, inputs in seen.items()}
     tensors = {name: np.asarray(values) for name, values in encoder_tensors(checkpoint.model)}
     smooth(tensors, largest, checkpoint.spec)
     pairs = [("What opens early?", SENTENCES[3]), ("When does the library open?", SENTENCES[11])]
