@@ -300,7 +300,8 @@ class CudaSession:
         self.run_all([self._filler(lengths)] * self._n_workers, OUTPUTS, _discard)
         if self._graphs is not None:
             for outputs in (OUTPUTS, OUTPUTS[:1]):
-                self.run_all([self._filler(np.array([length])) for length in GRAPH_LENGTHS], outputs, _discard)
+                queries = [np.array([min(length, self._spec.max_length)]) for length in GRAPH_LENGTHS]
+                self.run_all([self._filler(query) for query in queries], outputs, _discard)
 
     def _filler(self, lengths: NDArray[np.int64]) -> PackedBatch:
         """Make a micro-batch of texts of these lengths."""
