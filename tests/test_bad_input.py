@@ -1119,7 +1119,7 @@ def test_a_weight_too_large_for_fp16_is_named_and_fp32_still_works(random_checkp
         assert_finite(model.encode(["text"]))
 
 
-PRECISIONS = r"precisions must be one or more of \('fp16', 'fp32'\)"
+PRECISIONS = r"precisions must be one or more of \('fp16', 'fp32', 'int8'\)"
 
 
 @pytest.mark.parametrize(
