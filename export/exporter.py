@@ -3,6 +3,7 @@
 import errno
 import gc
 import json
+import logging
 import os
 import shutil
 import uuid
@@ -38,6 +39,7 @@ from bgem3.runtime.parity import ParityError, Reference, check_graphs, check_par
 from bgem3.runtime.portable import PORTABLE, check_portable
 
 DTYPES: dict[str, type[np.float16] | type[np.float32]] = {"fp16": np.float16, "fp32": np.float32}
+logger = logging.getLogger(__name__)
 LIBRARIES = ("bgem3", "numpy", "onnx", "optimum-onnx", "tokenizers", "torch", "transformers")
 
 
@@ -83,7 +85,8 @@ def export_model(
     OverflowError
         If a weight does not fit the stored precision.
     ParityError
-        If an exported graph is further from the checkpoint than its precision allows, or int8 fails its quality gate.
+        If an exported graph is further from the checkpoint than its precision allows, or int8 alone was asked for and
+        fails its quality gate. Beside other precisions it is left out, and ``["int8"]["refused"]`` says why.
     OSError
         If the disk is full or not writable.
     """
@@ -97,8 +100,14 @@ def export_model(
         int8_report: dict[str, Any] | None = None
         for precision in precisions:
             if precision == "int8":
-                int8_report = write_int8(checkpoint, folder, calibration, show_progress=show_progress)
-                graphs.append({"precision": "int8", "device": "cpu", "file": INT8_FILE})
+                try:
+                    int8_report = write_int8(checkpoint, folder, calibration, show_progress=show_progress)
+                    graphs.append({"precision": "int8", "device": "cpu", "file": INT8_FILE})
+                except ParityError as error:
+                    if len(precisions) == 1:
+                        raise
+                    int8_report = {"refused": str(error)}  # the other precisions are not lost for it
+                    logger.warning("no int8 graph is written: %s", error)
             else:
                 graphs += _write_precision(checkpoint, folder, precision, show_progress)
         if portable:

@@ -66,7 +66,10 @@ def run_export(arguments: argparse.Namespace) -> int:
         cache_dir=arguments.cache_dir,
     )
     _show(arguments, manifest, _info_table(manifest, arguments.target))
-    return 0
+    refused = manifest.get("int8", {}).get("refused")
+    if refused:
+        print(f"bgem3: no int8 graph is written: {refused}", file=sys.stderr)
+    return int(bool(refused))
 
 
 def run_encode(arguments: argparse.Namespace) -> int:

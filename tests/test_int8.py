@@ -22,7 +22,7 @@ from bgem3.export.cpu_graph import build_probe
 from bgem3.export.quantization import PARTS, dequantized_rows, groups, parts, quantize_weight, smooth
 from bgem3.export.reference import SENTENCES
 from bgem3.export.weights import encoder_tensors
-from bgem3.runtime import BGEM3Model, ParityError, session
+from bgem3.runtime import BGEM3Model, ParityError, cli, session
 from bgem3.runtime.artifact import read_artifact
 from bgem3.runtime.session import EXACT_PRODUCTS, PROBE, open_session, product_settings
 
@@ -199,9 +199,23 @@ def test_a_gate_that_is_not_passed_keeps_more_in_float32_and_then_refuses(
     with pytest.raises(
         ParityError, match=r"int8 loses too much .*3 of 8 groups .*dense_min_cosine is .*, its bound 1.1"
     ):
-        export_model(demo_checkpoint, tmp_path / "artifact", ("fp16", "int8"))
+        export_model(demo_checkpoint, tmp_path / "artifact", "int8")
     assert tried == [0, 0, 1, 3]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_int8_that_is_refused_costs_no_other_precision(
+    demo_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(quality.BOUNDS, "dense_min_cosine", 1.1)
+    folder = tmp_path / "artifact"
+    arguments = ["export", str(demo_checkpoint), str(folder), "--precision", "fp16", "int8", "--json"]
+    assert cli.main(arguments) == 1
+    assert "no int8 graph is written: int8 loses too much" in capsys.readouterr().err
+    artifact = read_artifact(folder, check_hashes=True)
+    assert {precision for precision, _ in artifact.graphs} == {"fp16"}
+    assert "its bound 1.1" in artifact.manifest["int8"]["refused"]
+    assert not (folder / "int8").exists()
 
 
 def test_groups_kept_in_float32_make_the_graph_better(
