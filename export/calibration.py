@@ -76,8 +76,7 @@ def _run(
     """Run texts one by one, and show each group's input (T, K) to ``observe``."""
     with _hooks(checkpoint, observe):
         for text in tqdm(texts, desc=what, unit="text", disable=not show_progress):
-            token_ids = checkpoint.tokenizer(text, truncation=True, max_length=checkpoint.spec.max_length)["input_ids"]
-            last_states(checkpoint.model, token_ids)
+            last_states(checkpoint, text)
 
 
 @contextmanager

@@ -103,9 +103,7 @@ def _embeddings(graph: Graph, spec: ModelSpec) -> str:
 
 def _rows(graph: Graph, table: str, index: str) -> str:
     """Look rows of a table up, in float32; an int8 table has a scale for each row."""
-    rows = graph.node("Gather", [graph.stored(table), index])
-    if graph.weights.initializer(table).data_type != TensorProto.FLOAT:
-        rows = graph.node("Cast", [rows], to=TensorProto.FLOAT)
+    rows = graph.cast(graph.node("Gather", [graph.stored(table), index]), table)
     if f"{table}.scale" not in graph.weights:
         return rows
     return graph.node("Mul", [rows, graph.node("Gather", [graph.stored(f"{table}.scale"), index])])

@@ -39,8 +39,9 @@ from bgem3.runtime.parity import ParityError, Reference, check_graphs, check_par
 from bgem3.runtime.portable import PORTABLE, check_portable
 
 DTYPES: dict[str, type[np.float16] | type[np.float32]] = {"fp16": np.float16, "fp32": np.float32}
-logger = logging.getLogger(__name__)
 LIBRARIES = ("bgem3", "numpy", "onnx", "optimum-onnx", "tokenizers", "torch", "transformers")
+
+logger = logging.getLogger(__name__)
 
 
 def export_model(

@@ -85,8 +85,12 @@ class Graph:
 
     def weight(self, name: str) -> str:
         """Refer to a tensor in float32."""
+        return self.cast(self.stored(name), name)
+
+    def cast(self, value: str, name: str) -> str:
+        """Turn a value of a tensor's stored type, such as the tensor or some of its rows, into float32."""
         is_float32 = self.weights.initializer(name).data_type == TensorProto.FLOAT
-        return self.stored(name) if is_float32 else self.node("Cast", [self.stored(name)], to=TensorProto.FLOAT)
+        return value if is_float32 else self.node("Cast", [value], to=TensorProto.FLOAT)
 
     def linear(self, rows: str, name: str) -> str:
         """Multiply by a weight, and add its bias if it has one, in float32."""

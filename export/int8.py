@@ -1,6 +1,7 @@
 """The int8 graph for CPU: calibrated, quantized, measured, and kept only if it passes its quality gate."""
 
 import logging
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -70,9 +71,7 @@ def write_int8(
                 "n_calibration_texts": len(calibration_list),
             }
         logger.info("int8 with %d of %d groups in float32: %s", len(kept), len(by_error), "; ".join(missed))
-    for path in (folder / FILE).parent.iterdir():
-        path.unlink()
-    (folder / FILE).parent.rmdir()
+    shutil.rmtree((folder / FILE).parent)
     raise ParityError(
         f"int8 loses too much of this checkpoint, even with {len(kept)} of {len(by_error)} groups of projections in "
         f"float32: {'; '.join(missed)}; export other precisions, or calibrate with texts like those you encode"

@@ -6,7 +6,7 @@ from scipy.sparse import csr_array
 from torch.nn.functional import normalize
 from tqdm import tqdm
 
-from bgem3.export.checkpoint import BGEM3Torch, Checkpoint
+from bgem3.export.checkpoint import Checkpoint
 from bgem3.runtime.parity import Reference
 
 VECTORS_PER_TEXT = 64  # multi-vectors kept per text, evenly spaced: 8 MB for BGE-M3, not 60
@@ -24,9 +24,7 @@ def reference_outputs(
     n_tokens, dense, sparse, multivector, multivector_rows = [], [], [], [], []
     n_vectors = 0
     for text in tqdm(texts, desc="reference", unit="text", disable=not show_progress):
-        encoded = checkpoint.tokenizer(text, truncation=True, max_length=spec.max_length)
-        token_ids = encoded["input_ids"]
-        states = last_states(checkpoint.model, token_ids)  # (T, D)
+        token_ids, states = last_states(checkpoint, text)  # (T,), (T, D)
         vectors = normalize(checkpoint.model.colbert_linear(states[1:]), dim=-1).numpy()
         n_kept = len(vectors) if vectors_per_text is None else vectors_per_text
         rows = np.unique(np.linspace(0, len(vectors) - 1, n_kept).astype(np.int64))
@@ -46,12 +44,13 @@ def reference_outputs(
     )
 
 
-def last_states(model: BGEM3Torch, token_ids: list[int]) -> torch.Tensor:
-    """Return the last hidden state of one text, (T, D) float32."""
-    ids = torch.tensor([token_ids])
+def last_states(checkpoint: Checkpoint, text: str) -> tuple[list[int], torch.Tensor]:
+    """Return the token ids of one text, and its last hidden states, (T, D) float32."""
+    encoded = checkpoint.tokenizer(text, truncation=True, max_length=checkpoint.spec.max_length)
+    ids = torch.tensor([encoded["input_ids"]])
     with torch.inference_mode():
-        states: torch.Tensor = model.backbone(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state
-    return states[0]
+        output = checkpoint.model.backbone(input_ids=ids, attention_mask=torch.ones_like(ids))
+    return encoded["input_ids"], output.last_hidden_state[0]
 
 
 def _lexical_weights(checkpoint: Checkpoint, token_ids: list[int], states: torch.Tensor) -> dict[int, float]:

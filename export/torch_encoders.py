@@ -8,7 +8,7 @@ transfer. They do a little less than bgem3: a token's weights are not merged ove
 """
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from torch.nn.functional import gelu, linear, normalize, relu, scaled_dot_product_attention
 
 from bgem3.export.checkpoint import BGEM3Torch, Checkpoint
-from bgem3.runtime.packing import position_ids
+from bgem3.runtime.packing import PackedBatch, pack, padded_ids, plan_batches
 from bgem3.runtime.session import OUTPUTS, Output
-from bgem3.runtime.tokenizer import TextTokenizer, TokenizedTexts
+from bgem3.runtime.tokenizer import TextTokenizer
 
 TOKEN_BUDGET = 16384  # of a packed micro-batch
 HALF = (torch.float16, torch.bfloat16)
@@ -65,14 +65,11 @@ class TorchPadded:
         tokens = self._tokenize(texts, self._spec.max_length)
         order = np.argsort(-tokens.lengths, kind="stable")
         batches = (order[start : start + batch_size] for start in range(0, len(order), batch_size))
-        return _encode(self._model, tokens, batches, outputs, self._states)
+        return _encode(self._model, (pack(tokens, i, self._spec.pad_id) for i in batches), outputs, self._states)
 
-    def _states(self, token_ids: NDArray[np.int64], cu_seqlens: NDArray[np.int64]) -> torch.Tensor:
+    def _states(self, batch: PackedBatch) -> torch.Tensor:
         """Return the last hidden states of the tokens, (T, D), without those of the padding."""
-        lengths = np.diff(cu_seqlens)
-        is_token = np.arange(lengths.max()) < lengths[:, None]  # (B, S)
-        padded = np.full(is_token.shape, self._spec.pad_id)
-        padded[is_token] = token_ids
+        padded, is_token = padded_ids(batch, self._spec.pad_id)
         device = self._model.backbone.device
         ids, mask, rows = (
             _on(device, values) for values in (padded, is_token.astype(np.int64), is_token.ravel().nonzero()[0])
@@ -112,14 +109,15 @@ class TorchPacked:
     def __call__(self, texts: list[str], outputs: Sequence[Output] = OUTPUTS, batch_size: int = 0) -> Encoded:
         """Encode texts under the token budget; ``batch_size`` has no meaning here."""
         tokens = self._tokenize(texts, self._spec.max_length)
-        return _encode(self._model, tokens, _cut(tokens.lengths, self._token_budget), outputs, self._states)
+        batches = plan_batches(tokens.lengths, self._token_budget, lambda longest: len(texts))
+        return _encode(self._model, (pack(tokens, i, self._spec.pad_id) for i in batches), outputs, self._states)
 
-    def _states(self, token_ids: NDArray[np.int64], cu_seqlens: NDArray[np.int64]) -> torch.Tensor:
+    def _states(self, batch: PackedBatch) -> torch.Tensor:
         """Return the last hidden states of the tokens, (T, D)."""
         embeddings: Any = self._model.backbone.embeddings
         device = self._model.backbone.device
-        positions = position_ids(token_ids, cu_seqlens, self._spec.pad_id)
-        ids, place, cu = (_on(device, values) for values in (token_ids, positions, cu_seqlens.astype(np.int32)))
+        cu_seqlens = batch.cu_seqlens.astype(np.int32)
+        ids, place, cu = (_on(device, values) for values in (batch.token_ids, batch.position_ids, cu_seqlens))
         longest = int(np.diff(cu_seqlens).max())
         states: torch.Tensor = embeddings.LayerNorm(
             embeddings.word_embeddings(ids)
@@ -137,23 +135,19 @@ class TorchPacked:
 
 def _encode(
     model: BGEM3Torch,
-    tokens: TokenizedTexts,
-    batches: Iterable[NDArray[np.int64]],
+    batches: Iterable[PackedBatch],
     outputs: Sequence[Output],
-    states_of: Callable[[NDArray[np.int64], NDArray[np.int64]], torch.Tensor],
+    states_of: Callable[[PackedBatch], torch.Tensor],
 ) -> Encoded:
-    """Run batches, each an array of text indices, and put every text's outputs in its place."""
-    found: dict[Output, list[Any]] = {name: [None] * len(tokens.lengths) for name in outputs}
+    """Run batches, and put every text's outputs in its place."""
+    found: dict[Output, dict[int, Any]] = {name: {} for name in outputs}
     with torch.inference_mode():
-        for text_index in batches:
-            cu_seqlens = np.concatenate([[0], np.cumsum(tokens.lengths[text_index])])
-            ids = [tokens.token_ids[tokens.offsets[i] : tokens.offsets[i + 1]] for i in text_index]
-            states = states_of(np.concatenate(ids), cu_seqlens)
-            for name, values in _heads(model, states, cu_seqlens, outputs).items():
-                for i, value in zip(text_index, values, strict=True):
-                    found[name][i] = value
-    dense = np.concatenate(found["dense"]) if "dense" in outputs else None
-    return Encoded(dense=dense, lexical=found.get("sparse"), multivector=found.get("multivector"))
+        for batch in batches:
+            for name, values in _heads(model, states_of(batch), batch.cu_seqlens, outputs).items():
+                found[name] |= zip(batch.text_index.tolist(), values, strict=True)
+    in_order = {name: [values for _, values in sorted(texts.items())] for name, texts in found.items()}
+    dense = np.concatenate(in_order["dense"]) if "dense" in outputs else None
+    return Encoded(dense=dense, lexical=in_order.get("sparse"), multivector=in_order.get("multivector"))
 
 
 def _heads(
@@ -176,18 +170,6 @@ def _heads(
         name: np.split(part.reshape(values.shape), starts[name])
         for (name, values), part in zip(heads.items(), parts, strict=True)
     }
-
-
-def _cut(lengths: NDArray[np.int64], token_budget: int) -> Iterator[NDArray[np.int64]]:
-    """Cut texts into micro-batches of text indices under the token budget, the longest texts first."""
-    order = np.argsort(-lengths, kind="stable")
-    ends = np.cumsum(lengths[order])
-    start = 0
-    while start < len(order):
-        n_before = ends[start - 1] if start else 0
-        end = max(start + 1, int(np.searchsorted(ends, n_before + token_budget, side="right")))
-        yield order[start:end]
-        start = end
 
 
 def _placed(model: BGEM3Torch, device: str, dtype: torch.dtype) -> BGEM3Torch:

@@ -8,7 +8,7 @@ from scipy.sparse import csr_array
 
 from bgem3.runtime.artifact import ModelSpec
 from bgem3.runtime.packing import PackedBatch
-from bgem3.runtime.session import Arrays, Output
+from bgem3.runtime.session import Arrays, Output, output_shapes
 from bgem3.runtime.tokenizer import TokenizedTexts
 from bgem3.scoring import Embeddings, MultiVectors
 
@@ -24,7 +24,7 @@ class Assembly:
         self._spec = spec
         self._outputs = outputs
         self._lock = threading.Lock()  # held while arrays are written or enlarged
-        self._texts = [TokenizedTexts.concatenate([])]
+        self._texts: list[TokenizedTexts] = []
         self._offsets = np.zeros(1, np.int64)  # (N + 1,) of all texts
         self._arrays: Arrays = {}
         self._n_rows: dict[Output, int] = {}
@@ -35,12 +35,7 @@ class Assembly:
             n_texts_before = len(self._offsets) - 1
             self._texts.append(texts)
             self._offsets = np.concatenate([self._offsets, self._offsets[-1] + texts.offsets[1:]])
-            n_texts, n_tokens = len(self._offsets) - 1, int(self._offsets[-1])
-            shapes: dict[Output, tuple[int, ...]] = {
-                "dense": (n_texts, self._spec.hidden_size),
-                "sparse": (n_tokens,),
-                "multivector": (n_tokens - n_texts, self._spec.multivector_size),
-            }
+            shapes = output_shapes(self._spec, len(self._offsets) - 1, int(self._offsets[-1]))
             for name in self._outputs:
                 self._arrays[name] = _with_room(self._arrays.get(name), shapes[name])
             self._n_rows = {name: shape[0] for name, shape in shapes.items()}

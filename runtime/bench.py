@@ -7,12 +7,12 @@ from typing import Any
 
 from bgem3.runtime import cuda
 from bgem3.runtime.artifact import read_artifact
-from bgem3.runtime.bench_hardware import device_number, environment
+from bgem3.runtime.bench_hardware import environment
 from bgem3.runtime.bench_parts import MEASURES, Bench
 from bgem3.runtime.bench_report import PARTS, BenchReport
 from bgem3.runtime.bench_workload import EFFORTS
 from bgem3.runtime.cpus import available_cpus
-from bgem3.runtime.device import INSTALL, check_device
+from bgem3.runtime.device import check_device, device_number, require_cuda
 from bgem3.runtime.model import BGEM3Model
 from bgem3.runtime.parity import Reference
 from bgem3.runtime.source import find_checkpoint
@@ -124,10 +124,9 @@ def make_artifact(
         If the export extra is not installed.
     """
     check_device(device)
-    why_not_cuda = "" if device == "cpu" else cuda.why_unavailable(device_number(device))
-    if device.startswith("cuda") and why_not_cuda:  # before minutes of exporting
-        raise RuntimeError(f"device {device!r} was asked for, but {why_not_cuda}; {INSTALL}, or use device='cpu'")
-    is_cuda = device != "cpu" and not why_not_cuda
+    if device.startswith("cuda"):
+        require_cuda(device)  # before minutes of exporting
+    is_cuda = device != "cpu" and not cuda.why_unavailable(device_number(device))
     try:
         export = importlib.import_module("bgem3.export")
         maker = importlib.import_module("bgem3.export.random_checkpoint")

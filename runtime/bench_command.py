@@ -7,7 +7,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-from bgem3.runtime.artifact import PRECISIONS
 from bgem3.runtime.bench_report import PARTS
 
 
@@ -36,7 +35,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add the command's options to its parser."""
+    """Add the command's options to its parser, but for those of the device, which other commands have too."""
     parser.add_argument(
         "artifact",
         type=Path,
@@ -44,9 +43,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="artifact folder; default: export the checkpoint, or one of BGE-M3's size with random weights",
     )
     parser.add_argument("--checkpoint", help="hub id or folder that it was exported from, for the encoders beside ours")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N; default: auto")
-    parser.add_argument("--precision", choices=PRECISIONS, help="default: the artifact's first")
-    parser.add_argument("--threads", type=int, help="default: every CPU the process may use")
     parser.add_argument("--passages", type=Path, help="JSON in SQuAD's flat form; default: a mix of built-in sentences")
     parser.add_argument("--output", type=Path, help="JSON file for the report, written as it grows; default: none")
     parser.add_argument("--parts", nargs="+", default=(), choices=PARTS, help="default: all")

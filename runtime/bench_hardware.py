@@ -16,6 +16,7 @@ import onnxruntime
 
 from bgem3.runtime import cuda
 from bgem3.runtime.bench_report import attempt
+from bgem3.runtime.device import device_number
 
 LIBRARIES = ("bgem3", "numpy", "tokenizers", "onnx", "torch", "transformers", "FlagEmbedding")
 SHAPES = {
@@ -87,11 +88,6 @@ def _physical_id(device: str) -> str:
     number = device_number(device)
     visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
     return visible[number] if number < len(visible) else str(number)
-
-
-def device_number(device: str) -> int:
-    """Return N of "cuda:N", 0 of "cuda"."""
-    return int(device.partition(":")[2] or 0)
 
 
 def seconds_of(run: Callable[[], object]) -> float:

@@ -23,7 +23,7 @@ from bgem3.runtime.parity import Reference, check_graphs, check_parity
 from bgem3.runtime.portable import PORTABLE, check_portable
 from bgem3.runtime.published import HUB_ID, compare_published, missed_published
 from bgem3.runtime.session import OUTPUTS
-from bgem3.runtime.tokenizer import check_text
+from bgem3.runtime.tokenizer import check_text, cut_texts
 from bgem3.runtime.writers import check_suffix, write_file, write_jsonl
 
 TEXTS_PER_CHUNK = 4096  # encoded at once: enough to group by length
@@ -81,7 +81,7 @@ def run_encode(arguments: argparse.Namespace) -> int:
     with BGEM3Model.load(**_load_options(arguments)) as model, _open_input(arguments.input) as file:
         chunks = (
             model.encode(texts, arguments.outputs, arguments.max_length)
-            for texts in _chunks(_read_texts(file, arguments.text_field))
+            for texts in cut_texts(_read_texts(file, arguments.text_field), CHARACTERS_PER_CHUNK, TEXTS_PER_CHUNK)
         )
         if arguments.output:
             write_file(chunks, arguments.output)
@@ -208,20 +208,6 @@ def _read_texts(file: TextIO, text_field: str | None) -> Iterator[str]:
         yield text
 
 
-def _chunks(texts: Iterator[str]) -> Iterator[list[str]]:
-    """Cut texts into lists; no texts at all give one empty list, so that outputs keep their shape."""
-    chunk: list[str] = []
-    n_chunks = n_characters = 0
-    for text in texts:
-        chunk.append(text)
-        n_characters += len(text)
-        if len(chunk) == TEXTS_PER_CHUNK or n_characters >= CHARACTERS_PER_CHUNK:
-            yield chunk
-            chunk, n_chunks, n_characters = [], n_chunks + 1, 0
-    if chunk or not n_chunks:
-        yield chunk
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="bgem3", description="BGE-M3: three heads, four scores, from ONNX graphs.")
     parser.add_argument("--version", action="version", version=f"bgem3 {version('bgem3')}")
@@ -272,6 +258,7 @@ def _parser() -> argparse.ArgumentParser:
 
     bench = command("bench", run_bench)
     bench_command.add_options(bench)
+    _add_device_options(bench)
 
     info = command("info", run_info)
     info.add_argument("artifact", type=Path)
@@ -283,10 +270,14 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("artifact", type=Path, help="artifact folder")
+    _add_device_options(parser)
+    parser.add_argument("--max-length", type=int, help="tokens kept per text; default: the model's maximum")
+
+
+def _add_device_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N; default: auto")
     parser.add_argument("--precision", choices=PRECISIONS, help="default: the artifact's first")
     parser.add_argument("--threads", type=int, help="default: every CPU the process may use")
-    parser.add_argument("--max-length", type=int, help="tokens kept per text; default: the model's maximum")
 
 
 if __name__ == "__main__":

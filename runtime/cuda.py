@@ -40,6 +40,7 @@ from bgem3.runtime.session import (
     import_onnxruntime,
     make_session,
     onnxruntime_errors,
+    output_shapes,
 )
 from bgem3.runtime.tokenizer import TokenizedTexts
 
@@ -91,11 +92,12 @@ class CudaSession:
         self._spec = spec
         self._device_id = device_id
         self._cudart = import_cudart()
+        self._errors: tuple[type[Exception], ...] = (RuntimeError, *onnxruntime_errors())  # runs raise the first
         self._session = self._open(path, memory_limit, cuda_graphs)
         self._graphs: dict[tuple[int, tuple[Output, ...]], _CapturedGraph] | None = {} if cuda_graphs else None
         self._n_workers = 1 if cuda_graphs else N_WORKERS  # a session that captures may be run from one thread only
         self._workers = ThreadPoolExecutor(self._n_workers, thread_name_prefix=self.device)
-        self._local = threading.local()
+        self._worker = _Worker()
         self._running = threading.Semaphore(self._n_workers)  # all of it taken: nothing else runs
         self._alone = threading.Lock()
         fitting = self._fitting_tokens(path, memory_limit)
@@ -141,7 +143,7 @@ class CudaSession:
         """Release the device's memory, once what runs has finished."""
         self._workers.shutdown()
         self._session = self._graphs = None
-        self._local = threading.local()
+        self._worker = _Worker()
 
     def _encode(self, batch: PackedBatch, outputs: tuple[Output, ...], finish: Finish) -> None:
         """Encode a micro-batch, or, where the device's memory does not suffice, its halves."""
@@ -161,13 +163,12 @@ class CudaSession:
 
     def _run_in_memory(self, batch: PackedBatch, outputs: tuple[Output, ...]) -> Arrays | None:
         """Run a micro-batch, or return None if the device's memory does not suffice."""
-        errors: tuple[type[Exception], ...] = (RuntimeError, *onnxruntime_errors())  # the first with bound memory
         try:
             return self._run(batch, outputs)
-        except errors as error:
+        except self._errors as error:
             if not OUT_OF_MEMORY.search(str(error)):
                 raise
-        self._local.releases_memory = True
+        self._worker.releases_memory = True
         return None
 
     def _run_alone(self, batch: PackedBatch, outputs: tuple[Output, ...]) -> Arrays:
@@ -203,7 +204,7 @@ class CudaSession:
             staged[...] = values
             binding.bind_cpu_input(name, staged)
         arrays: Arrays = {}
-        shapes = self._output_shapes(n_texts, n_tokens)
+        shapes = output_shapes(self._spec, n_texts, n_tokens)
         for name in outputs:
             arrays[name] = self._pinned(name, shapes[name], np.float32)
             binding.bind_output(name, "cpu", 0, np.float32, shapes[name], arrays[name].ctypes.data)
@@ -218,32 +219,23 @@ class CudaSession:
         feeds = fixed_length_feeds(batch, outputs, length, self._spec.pad_id)
         graph = self._graphs.get((length, outputs))
         if graph is None:
-            shapes = self._output_shapes(1, length)
+            shapes = output_shapes(self._spec, 1, length)
             graph = _CapturedGraph(self._session, len(self._graphs), self._device_id, feeds, outputs, shapes)
             self._graphs[length, outputs] = graph
         arrays = graph.run(feeds)
-        n_rows = {name: shape[0] for name, shape in self._output_shapes(1, n_tokens).items()}
+        n_rows = {name: shape[0] for name, shape in output_shapes(self._spec, 1, n_tokens).items()}
         return {name: arrays[name][: n_rows[name]] for name in outputs}
-
-    def _output_shapes(self, n_texts: int, n_tokens: int) -> dict[Output, tuple[int, ...]]:
-        return {
-            "dense": (n_texts, self._spec.hidden_size),
-            "sparse": (n_tokens,),
-            "multivector": (n_tokens - n_texts, self._spec.multivector_size),
-        }
 
     def _worker_binding(self) -> Any:
         """Return this worker's binding, with nothing bound as output."""
-        if not hasattr(self._local, "binding"):
-            self._local.binding = self._session.io_binding()
-        self._local.binding.clear_binding_outputs()
-        return self._local.binding
+        worker = self._worker
+        worker.binding = worker.binding or self._session.io_binding()
+        worker.binding.clear_binding_outputs()
+        return worker.binding
 
     def _pinned(self, name: str, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
         """Return this worker's pinned memory for an input or output."""
-        if not hasattr(self._local, "buffers"):
-            self._local.buffers = {}
-        buffers: dict[str, _PinnedBuffer] = self._local.buffers
+        buffers = self._worker.buffers
         size = int(np.prod(shape)) * np.dtype(dtype).itemsize
         if name not in buffers or buffers[name].size < size:
             buffers[name] = _PinnedBuffer(self._cudart, self._device_id, 1 << max(16, (size - 1).bit_length()))
@@ -255,18 +247,17 @@ class CudaSession:
         options = import_onnxruntime().RunOptions()
         if self._graphs is not None:
             options.add_run_config_entry("gpu_graph_id", "-1")
-        elif getattr(self._local, "releases_memory", False):
+        elif self._worker.releases_memory:
             options.add_run_config_entry("memory.enable_memory_arena_shrinkage", f"gpu:{self._device_id}")
-            self._local.releases_memory = False
+            self._worker.releases_memory = False
         return options
 
     def _open(self, path: Path, memory_limit: int | None, cuda_graphs: bool) -> Any:
         options = provider_options(self._device_id, memory_limit, cuda_graphs)
-        errors: tuple[type[Exception], ...] = (RuntimeError, *onnxruntime_errors())
         preload_libraries()
         try:
             session = make_session(path, 1, SETTINGS, providers=[(PROVIDER, options)])
-        except errors as error:
+        except self._errors as error:
             if OUT_OF_MEMORY.search(str(error)):
                 raise DeviceMemoryError(
                     f"{self.device} has too little free memory for the weights in {path.parent} ({error}); free some, "
@@ -311,6 +302,15 @@ class CudaSession:
             truncated=np.zeros(len(lengths), np.bool_),
         )
         return pack(texts, np.arange(len(lengths)), self._spec.pad_id)
+
+
+class _Worker(threading.local):
+    """What each worker's thread has of its own; ``releases_memory`` asks its next run to give memory back."""
+
+    def __init__(self) -> None:
+        self.binding: Any = None
+        self.buffers: dict[str, _PinnedBuffer] = {}
+        self.releases_memory = False
 
 
 class _CapturedGraph:

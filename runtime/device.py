@@ -30,15 +30,31 @@ def open_encoder(
 ) -> EncoderSession:
     """Open a session on a device; the arguments are those of `bgem3.runtime.BGEM3Model.load`."""
     check_device(device)
-    if device != "auto":
-        return _open(artifact, device, precision, n_threads, token_budget, device_memory_limit, cuda_graphs)
-    why_cpu = _why_not_cuda(artifact, precision)
-    if why_cpu:
-        session = _open(artifact, "cpu", precision, n_threads, token_budget)
+    if device == "cpu":
+        for name, value in (("cuda_graphs", cuda_graphs), ("device_memory_limit", device_memory_limit)):
+            if value:
+                raise ValueError(f"{name} is for CUDA, found it with device='cpu'; leave it out")
+    elif device != "auto":
+        require_cuda(device)
+    why_cpu = _why_not_cuda(artifact, precision) if device == "auto" else None
+    session: EncoderSession
+    if device == "cpu" or why_cpu:
+        held, path = artifact.graph(precision, "cpu")
+        session = CpuSession(path, held, n_threads=n_threads or available_cpus(), token_budget=token_budget)
     else:
-        session = _open(artifact, "cuda", precision, n_threads, token_budget, device_memory_limit, cuda_graphs)
-    chosen = f"running on {session.device} with {session.precision} weights"
-    logger.info("device 'auto': %s", f"{chosen}, since {why_cpu}" if why_cpu else chosen)
+        held, path = artifact.graph(precision, "cuda")
+        session = CudaSession(
+            path,
+            held,
+            artifact.spec,
+            device_id=device_number(device),
+            token_budget=token_budget,
+            memory_limit=device_memory_limit,
+            cuda_graphs=cuda_graphs,
+        )
+    if device == "auto":
+        chosen = f"running on {session.device} with {session.precision} weights"
+        logger.info("device 'auto': %s", f"{chosen}, since {why_cpu}" if why_cpu else chosen)
     return session
 
 
@@ -48,35 +64,16 @@ def check_device(device: str) -> None:
         raise ValueError(f"device must be 'auto', 'cpu', 'cuda' or 'cuda:N', found {device!r}")
 
 
-def _open(
-    artifact: Artifact,
-    device: str,
-    precision: str | None,
-    n_threads: int | None,
-    token_budget: int | None,
-    device_memory_limit: int | None = None,
-    cuda_graphs: bool = False,
-) -> EncoderSession:
-    if device == "cpu":
-        for name, value in (("cuda_graphs", cuda_graphs), ("device_memory_limit", device_memory_limit)):
-            if value:
-                raise ValueError(f"{name} is for CUDA, found it with device='cpu'; leave it out")
-        precision, path = artifact.graph(precision, "cpu")
-        return CpuSession(path, precision, n_threads=n_threads or available_cpus(), token_budget=token_budget)
-    device_id = int(device.partition(":")[2] or 0)
-    reason = cuda.why_unavailable(device_id)
+def require_cuda(device: str) -> None:
+    """Raise RuntimeError, saying why and what to do, if a CUDA device cannot be used."""
+    reason = cuda.why_unavailable(device_number(device))
     if reason:
         raise RuntimeError(f"device {device!r} was asked for, but {reason}; {INSTALL}, or use device='cpu'")
-    precision, path = artifact.graph(precision, "cuda")
-    return CudaSession(
-        path,
-        precision,
-        artifact.spec,
-        device_id=device_id,
-        token_budget=token_budget,
-        memory_limit=device_memory_limit,
-        cuda_graphs=cuda_graphs,
-    )
+
+
+def device_number(device: str) -> int:
+    """Return N of "cuda:N", 0 of a name without a number."""
+    return int(device.partition(":")[2] or 0)
 
 
 def _why_not_cuda(artifact: Artifact, precision: str | None) -> str | None:

@@ -12,7 +12,7 @@ from bgem3.runtime.assembly import Assembly
 from bgem3.runtime.device import EncoderSession, open_encoder
 from bgem3.runtime.packing import PackedBatch, pack, plan_batches
 from bgem3.runtime.session import OUTPUTS, Arrays, Output
-from bgem3.runtime.tokenizer import TextTokenizer, check_texts
+from bgem3.runtime.tokenizer import TextTokenizer, check_texts, cut_texts
 from bgem3.scoring import (
     Embeddings,
     Scores,
@@ -165,7 +165,7 @@ class BGEM3Model:
         self, session: EncoderSession, texts: list[str], max_length: int, result: Assembly
     ) -> Iterator[PackedBatch]:
         """Tokenize texts chunk by chunk, make room for them in the result, and cut them into micro-batches."""
-        for chunk in _chunks(texts):
+        for chunk in cut_texts(texts, CHARACTERS_PER_CHUNK):
             tokenized = self.tokenizer(chunk, max_length)
             first = result.extend(tokenized)
             for text_index in plan_batches(tokenized.lengths, session.token_budget, session.most_padded):
@@ -253,18 +253,6 @@ class BGEM3Model:
         if self._session is None:
             raise RuntimeError("this model is closed; load it again with BGEM3Model.load")
         return self._session
-
-
-def _chunks(texts: list[str]) -> Iterator[list[str]]:
-    """Cut texts into lists of about ``CHARACTERS_PER_CHUNK``; no texts at all give one empty list."""
-    start = n_characters = 0
-    for i, text in enumerate(texts):
-        n_characters += len(text)
-        if n_characters >= CHARACTERS_PER_CHUNK:
-            yield texts[start : i + 1]
-            start, n_characters = i + 1, 0
-    if start < len(texts) or not texts:
-        yield texts[start:]
 
 
 def split_pairs(pairs: Iterable[tuple[str, str]]) -> tuple[list[str], list[str]]:

@@ -81,6 +81,14 @@ def pack(texts: TokenizedTexts, text_index: NDArray[np.int64], pad_id: int, firs
     )
 
 
+def padded_ids(batch: PackedBatch, pad_id: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Return the token ids in the padded layout, (B, S), and which of its slots hold a token."""
+    is_token = _slots(batch.cu_seqlens)
+    ids = np.full(is_token.shape, pad_id, np.int64)
+    ids[is_token] = batch.token_ids
+    return ids, is_token
+
+
 def cpu_layout(cu_seqlens: NDArray[np.int64]) -> dict[str, NDArray[np.int32]]:
     """Return what the CPU graph's attention takes: how to get to the padded layout (B, S) and back.
 

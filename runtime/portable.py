@@ -8,7 +8,7 @@ from tqdm import tqdm
 from bgem3.runtime.artifact import Artifact
 from bgem3.runtime.assembly import Assembly
 from bgem3.runtime.cpus import available_cpus
-from bgem3.runtime.packing import cpu_layout, pack
+from bgem3.runtime.packing import pack, padded_ids
 from bgem3.runtime.parity import Reference, judge
 from bgem3.runtime.session import OUTPUTS, open_session
 from bgem3.runtime.tokenizer import TextTokenizer
@@ -40,9 +40,7 @@ def encode_portable(artifact: Artifact, texts: list[str], *, show_progress: bool
     starts = range(0, len(texts), TEXTS_PER_BATCH)
     for start in tqdm(starts, desc="portable", unit="batch", disable=not show_progress):
         batch = pack(tokenized, np.arange(start, min(start + TEXTS_PER_BATCH, len(texts))), spec.pad_id)
-        layout = cpu_layout(batch.cu_seqlens)
-        is_token = layout["key_mask"] == 1
-        input_ids = np.where(is_token, batch.token_ids[layout["padded_index"]], spec.pad_id)
+        input_ids, is_token = padded_ids(batch, spec.pad_id)
         feeds = {"input_ids": input_ids, "attention_mask": is_token.astype(np.int64)}
         dense, sparse, multivector = session.run(list(OUTPUTS), feeds)
         is_vector = is_token.copy()

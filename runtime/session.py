@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from bgem3.runtime.artifact import ArtifactError
+from bgem3.runtime.artifact import ArtifactError, ModelSpec
 from bgem3.runtime.packing import PackedBatch, cpu_layout
 
 Output = Literal["dense", "sparse", "multivector"]
@@ -70,6 +70,15 @@ class CpuSession:
     def close(self) -> None:
         """Release the session's memory."""
         self._session = None
+
+
+def output_shapes(spec: ModelSpec, n_texts: int, n_tokens: int) -> dict[Output, tuple[int, ...]]:
+    """Return the shape of each output for B texts of T tokens together."""
+    return {
+        "dense": (n_texts, spec.hidden_size),
+        "sparse": (n_tokens,),
+        "multivector": (n_tokens - n_texts, spec.multivector_size),
+    }
 
 
 def product_settings(path: Path) -> dict[str, str]:

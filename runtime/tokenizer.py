@@ -1,6 +1,6 @@
 """Texts to token ids, with the checkpoint's own tokenizer.json."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -86,6 +86,23 @@ class TextTokenizer:
                 f"max_length must be from 2 (CLS and EOS alone) to {self._spec.max_length} tokens, the most this "
                 f"model takes, found {max_length}"
             )
+
+
+def cut_texts(texts: Iterable[str], n_characters: int, n_texts: int | None = None) -> Iterator[list[str]]:
+    """Cut texts into lists that end with the text that reaches ``n_characters``, or with the ``n_texts``-th.
+
+    No texts at all give one empty list, so that outputs keep their shape.
+    """
+    chunk: list[str] = []
+    n_chunks = n_read = 0
+    for text in texts:
+        chunk.append(text)
+        n_read += len(text)
+        if len(chunk) == n_texts or n_read >= n_characters:
+            yield chunk
+            chunk, n_chunks, n_read = [], n_chunks + 1, 0
+    if chunk or not n_chunks:
+        yield chunk
 
 
 def check_texts(texts: Iterable[str], kind: str = "text") -> list[str]:

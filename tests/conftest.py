@@ -1,9 +1,10 @@
 """Checkpoints and artifacts that tests share, each made once."""
 
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -46,11 +47,21 @@ def demo_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def demo_artifact(demo_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def export_to_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """The function that exports a checkpoint, as export_model does, to a new folder."""
+
+    def export(checkpoint: Path, precisions: Sequence[str], **options: Any) -> Path:
+        folder = tmp_path_factory.mktemp("artifacts") / "artifact"
+        export_model(checkpoint, folder, precisions, **options)
+        return folder
+
+    return export
+
+
+@pytest.fixture(scope="session")
+def demo_artifact(demo_checkpoint: Path, export_to_folder: Callable[..., Path]) -> Path:
     """The demo checkpoint exported in every form."""
-    folder = tmp_path_factory.mktemp("artifacts") / "demo"
-    export_model(demo_checkpoint, folder, ("fp16", "fp32"), portable=True)
-    return folder
+    return export_to_folder(demo_checkpoint, ("fp16", "fp32"), portable=True)
 
 
 @pytest.fixture(scope="session")
@@ -83,11 +94,9 @@ def random_checkpoint(
 
 
 @pytest.fixture(scope="session")
-def random_artifact(random_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def random_artifact(random_checkpoint: Path, export_to_folder: Callable[..., Path]) -> Path:
     """The random checkpoint exported as fp16 and fp32."""
-    folder = tmp_path_factory.mktemp("artifacts") / "random"
-    export_model(random_checkpoint, folder, ("fp16", "fp32"))
-    return folder
+    return export_to_folder(random_checkpoint, ("fp16", "fp32"))
 
 
 @pytest.fixture(scope="session")

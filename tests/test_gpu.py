@@ -51,10 +51,8 @@ def checkpoint(
 
 
 @pytest.fixture(scope="module")
-def artifact(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("artifacts") / "gpu"
-    export_model(checkpoint, folder, ("fp16", "fp32"))
-    return folder
+def artifact(checkpoint: Path, export_to_folder: Callable[..., Path]) -> Path:
+    return export_to_folder(checkpoint, ("fp16", "fp32"))
 
 
 @pytest.fixture(scope="module")

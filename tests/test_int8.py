@@ -32,10 +32,8 @@ QUANTIZED = 6 * N_LAYERS
 
 
 @pytest.fixture(scope="module")
-def artifact(demo_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("int8") / "artifact"
-    export_model(demo_checkpoint, folder, ("fp32", "int8"))
-    return folder
+def artifact(demo_checkpoint: Path, export_to_folder: Callable[..., Path]) -> Path:
+    return export_to_folder(demo_checkpoint, ("fp32", "int8"))
 
 
 @pytest.fixture(scope="module")
