@@ -64,13 +64,13 @@ def build_cpu_graph(spec: ModelSpec, weights: WeightsFile) -> onnx.ModelProto:
     A model of a few hundred nodes whose initializers lie in the weights file.
     """
     graph = Graph(weights)
-    states = _embeddings(graph, spec)
+    states = embed_tokens(graph, spec)
     graph.node("Shape", ["padded_index"], "n_slots", start=1, end=2)
     graph.node("Greater", ["n_slots", graph.constant("longest_masked", LONGEST_MASKED, np.int64)], "is_long")
     graph.int64("context_shape", [-1, spec.hidden_size])
     for layer in range(spec.n_layers):
         states = _layer(graph, spec, layer, states, is_last=layer == spec.n_layers - 1)
-    _heads(graph, states)
+    add_heads(graph, states)
     return graph.model(INPUTS, outputs_of(spec))
 
 
@@ -94,7 +94,8 @@ def build_probe() -> onnx.ModelProto:
     return make_model(helper.make_graph([node], "probe", values, [product], constants))
 
 
-def _embeddings(graph: Graph, spec: ModelSpec) -> str:
+def embed_tokens(graph: Graph, spec: ModelSpec) -> str:
+    """Add what turns `token_ids` and `position_ids` into the first states (T, D)."""
     words = _rows(graph, "embeddings.word", "token_ids")  # (T, D)
     positions = _rows(graph, "embeddings.position", "position_ids")
     typed = graph.node("Add", [words, graph.weight("embeddings.type")])
@@ -191,7 +192,9 @@ def _attention(graph: Graph, spec: ModelSpec, slots: list[str]) -> str:
     return graph.node("If", ["is_long"], **branches)
 
 
-def _heads(graph: Graph, states: str) -> None:
+def add_heads(graph: Graph, states: str) -> None:
+    """Add the three heads on the last states (R, D), each on its own rows of them."""
+
     def of(name: str) -> str:
         return graph.linear(graph.node("Gather", [states, f"{name}_rows"]), name)
 

@@ -14,15 +14,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import onnxruntime
 from tqdm import tqdm
 
 from bgem3.export.checkpoint import Checkpoint, load_checkpoint
 from bgem3.export.cpu_graph import build_cpu_graph
 from bgem3.export.cuda_graph import build_cuda_graph
+from bgem3.export.graph import save_graph
 from bgem3.export.int8 import FILE as INT8_FILE
 from bgem3.export.int8 import write_int8
+from bgem3.export.native_graph import build_native_graph
 from bgem3.export.portable import export_portable
 from bgem3.export.reference import parity_texts, reference_outputs
 from bgem3.export.weights import WeightsFile, encoder_tensors
@@ -35,6 +36,7 @@ from bgem3.runtime.artifact import (
     is_artifact,
     sha256_of,
 )
+from bgem3.runtime.native import NATIVE_GRAPH
 from bgem3.runtime.parity import ParityError, Reference, check_graphs, check_parity
 from bgem3.runtime.portable import PORTABLE, check_portable
 
@@ -178,13 +180,12 @@ def _write_precision(checkpoint: Checkpoint, folder: Path, precision: str, show_
             tensors, desc=f"{precision} weights", total=n_tensors, unit="tensor", disable=not show_progress
         ):
             weights.write(name, values)
-    graphs = []
-    for device, build in (("cuda", build_cuda_graph), ("cpu", build_cpu_graph)):
-        file = f"{precision}/{device}.onnx"
-        onnx.save(build(checkpoint.spec, weights), folder / file)
-        onnx.checker.check_model(folder / file)
-        graphs.append({"precision": precision, "device": device, "file": file})
-    return graphs
+    graphs = {"cuda.onnx": build_cuda_graph, "cpu.onnx": build_cpu_graph, NATIVE_GRAPH: build_native_graph}
+    for file, build in graphs.items():
+        save_graph(build(checkpoint.spec, weights), folder / precision / file)
+    return [
+        {"precision": precision, "device": device, "file": f"{precision}/{device}.onnx"} for device in ("cuda", "cpu")
+    ]
 
 
 def _manifest(checkpoint: Checkpoint, folder: Path, graphs: list[dict[str, str]]) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """What the graphs of every device share: how one is put together, and the inputs and outputs common to all."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,8 @@ from onnx import TensorProto, helper, numpy_helper
 from bgem3.export.weights import WeightsFile
 from bgem3.runtime.artifact import ModelSpec
 
-OPSETS = {"": 20, "com.microsoft": 1}  # 20 is the first with an exact Gelu
+NATIVE_DOMAIN = "bgem3"
+OPSETS = {"": 20, "com.microsoft": 1, NATIVE_DOMAIN: 1}  # 20 is the first with an exact Gelu
 IR_VERSION = 9
 NORM_FLOOR = 1e-12  # torch.nn.functional.normalize's eps
 
@@ -66,6 +68,10 @@ class Graph:
         """Add an operator of ONNX Runtime's own."""
         return self.node(kind, inputs, domain="com.microsoft", **attributes)
 
+    def native(self, kind: str, inputs: list[str], **attributes: Any) -> str:
+        """Add an operator of our own (runtime/kernels)."""
+        return self.node(kind, inputs, domain=NATIVE_DOMAIN, **attributes)
+
     def constant(self, name: str, value: Any, dtype: Any) -> str:
         """Add a small array of its own."""
         self._initializers[name] = numpy_helper.from_array(np.array(value, dtype), name)
@@ -78,6 +84,9 @@ class Graph:
         """Refer to a tensor in its stored precision."""
         self._initializers[name] = self.weights.initializer(name)
         return name
+
+    def stored_shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self.weights.initializer(name).dims)
 
     def float32(self, value: str) -> str:
         """Turn a value of the weights' precision into float32."""
@@ -121,6 +130,14 @@ class Graph:
 
 
 def make_model(graph: onnx.GraphProto) -> onnx.ModelProto:
-    """Wrap a graph as a model with the operator sets that ours use."""
-    opsets = [helper.make_opsetid(domain, version) for domain, version in OPSETS.items()]
+    """Wrap a graph as a model with the operator sets that it uses."""
+    is_native = any(node.domain == NATIVE_DOMAIN for node in graph.node)
+    versions = OPSETS | ({NATIVE_DOMAIN: 1} if is_native else {})
+    opsets = [helper.make_opsetid(domain, version) for domain, version in versions.items()]
     return helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="bgem3")
+
+
+def save_graph(model: onnx.ModelProto, path: Path) -> None:
+    """Write a graph beside its weights, and check it."""
+    onnx.save(model, path)
+    onnx.checker.check_model(path)

@@ -7,18 +7,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 
 from bgem3.export.calibration import observe_inputs, quantization_errors
 from bgem3.export.calibration_texts import calibration_texts, held_out_pairs
 from bgem3.export.checkpoint import Checkpoint
 from bgem3.export.cpu_graph import build_cpu_graph, build_probe
+from bgem3.export.graph import save_graph
+from bgem3.export.native_graph import build_native_graph
 from bgem3.export.quality import BOUNDS, compare_quality, quality_reference
 from bgem3.export.quantization import Array, groups, parts, quantize_weight, smooth
 from bgem3.export.weights import WeightsFile, encoder_tensors
 from bgem3.runtime.artifact import Artifact
 from bgem3.runtime.device import open_encoder
 from bgem3.runtime.model import BGEM3Model
+from bgem3.runtime.native import NATIVE_GRAPH
 from bgem3.runtime.parity import ParityError, missed_bounds
 from bgem3.runtime.session import PROBE
 from bgem3.scoring import Embeddings
@@ -99,7 +101,6 @@ def _write(checkpoint: Checkpoint, folder: Path, tensors: dict[str, Array], kept
                 weights.write(f"{name}.scale", table.scales[:, None])
             else:
                 weights.write(name, values, np.float16 if name == "embeddings.position" else np.float32)
-    onnx.save(build_cpu_graph(checkpoint.spec, weights), path)
-    onnx.save(build_probe(), path.with_name(PROBE))
-    for graph in (path, path.with_name(PROBE)):
-        onnx.checker.check_model(graph)
+    save_graph(build_cpu_graph(checkpoint.spec, weights), path)
+    save_graph(build_native_graph(checkpoint.spec, weights), path.with_name(NATIVE_GRAPH))
+    save_graph(build_probe(), path.with_name(PROBE))

@@ -27,8 +27,9 @@ def open_encoder(
     token_budget: int | None = None,
     device_memory_limit: int | None = None,
     cuda_graphs: bool = False,
+    kernels: str = "auto",
 ) -> EncoderSession:
-    """Open a session on a device; the arguments are those of `bgem3.runtime.BGEM3Model.load`."""
+    """Open a session on a device; the arguments are those of `BGEM3Model.load`, and ``kernels`` of `CpuSession`."""
     check_device(device)
     if device == "cpu":
         for name, value in (("cuda_graphs", cuda_graphs), ("device_memory_limit", device_memory_limit)):
@@ -40,7 +41,9 @@ def open_encoder(
     session: EncoderSession
     if device == "cpu" or why_cpu:
         held, path = artifact.graph(precision, "cpu")
-        session = CpuSession(path, held, n_threads=n_threads or available_cpus(), token_budget=token_budget)
+        session = CpuSession(
+            path, held, n_threads=n_threads or available_cpus(), token_budget=token_budget, kernels=kernels
+        )
     else:
         held, path = artifact.graph(precision, "cuda")
         session = CudaSession(

@@ -1,9 +1,9 @@
 """Does an artifact compute what the checkpoint computes? The reference outputs, and the comparison."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from bgem3.runtime import cuda
 from bgem3.runtime.artifact import Artifact, ArtifactError
 from bgem3.runtime.device import open_encoder
 from bgem3.runtime.model import BGEM3Model
+from bgem3.runtime.native import NATIVE_GRAPH, best_kernels
 from bgem3.scoring import Embeddings
 
 REFERENCE_FILE = "reference.npz"
@@ -159,23 +160,22 @@ def check_graphs(
     precision: str | None = None,
     n_threads: int | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """Check every graph of a precision, or all, on its device.
+    """Check every graph of a precision, or all, on its device; both graphs of those that a CPU has two of.
 
     Returns
     -------
     The reports of ``check`` by the graph's file. A graph whose device is not there, or cannot be used, gets a report
     with the reason as ``not_run``.
     """
-    reports = {}
-    why_no_cuda = cuda.why_unavailable()
-    for (held, device), file in artifact.graphs.items():
+    reports: dict[str, dict[str, Any]] = {}
+    for held, device, file, kernels, why_not in _graphs(artifact):
         if precision not in (None, held):
             continue
-        if device == "cuda" and why_no_cuda:
-            reports[file] = {"not_run": why_no_cuda, "missed": []}
+        if why_not:
+            reports[file] = {"not_run": why_not, "missed": []}
             continue
         try:
-            session = open_encoder(artifact, device=device, precision=held, n_threads=n_threads)
+            session = open_encoder(artifact, device=device, precision=held, n_threads=n_threads, kernels=kernels)
         except RuntimeError as error:  # a device that is there and cannot be used, not a graph that is wrong
             reports[file] = {"not_run": str(error), "missed": []}
             continue
@@ -183,6 +183,19 @@ def check_graphs(
             del session  # its memory must be free before the next one is made
             reports[file] = check(model)
     return reports
+
+
+def _graphs(artifact: Artifact) -> Iterator[tuple[str, str, str, str, str | None]]:
+    """Yield each graph's precision, device, file, kernels, and why it cannot run here."""
+    why_no_cuda, why_no_kernels = (
+        cuda.why_unavailable(),
+        None if best_kernels() else "this machine has no kernels for it",
+    )
+    for (precision, device), file in artifact.graphs.items():
+        yield precision, device, file, "none", why_no_cuda if device == "cuda" else None
+        native = str(PurePosixPath(file).with_name(NATIVE_GRAPH))
+        if device == "cpu" and (artifact.folder / native).is_file():
+            yield precision, device, native, "auto", why_no_kernels
 
 
 def check_parity(model: BGEM3Model, reference: Reference, *, show_progress: bool = False) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bgem3.runtime.artifact import ArtifactError, ModelSpec
+from bgem3.runtime.native import NATIVE_GRAPH, best_kernels, library
 from bgem3.runtime.packing import PackedBatch, cpu_layout
 
 Output = Literal["dense", "sparse", "multivector"]
@@ -29,26 +30,48 @@ logger = logging.getLogger(__name__)
 class CpuSession:
     """Runs a CPU graph; its methods may be called from many threads at once.
 
+    Parameters
+    ----------
+    path : the graph over ONNX Runtime's own operators
+    kernels : of our own operators, for the graph beside that one: "auto" takes the fastest that this CPU has, and
+        without any runs ``path``; "none" runs ``path``
+
     Attributes
     ----------
     device : "cpu"
     precision : the precision of the stored weights
     token_budget : most tokens in a micro-batch of several texts
+    kernels : the kernels taken, or "none"
     """
 
     device = "cpu"
 
-    def __init__(self, path: Path, precision: str, *, n_threads: int, token_budget: int | None = None) -> None:
+    def __init__(
+        self, path: Path, precision: str, *, n_threads: int, token_budget: int | None = None, kernels: str = "auto"
+    ) -> None:
         self.precision = precision
         self.token_budget = token_budget or TOKEN_BUDGET
-        # SkipLayerNormalization is several times slower on CPU than the Add and LayerNormalization it replaces.
-        self._session = open_session(
-            path, n_threads, settings=product_settings(path), disabled_optimizers=["SkipLayerNormFusion"]
-        )
+        native = path.with_name(NATIVE_GRAPH)
+        if kernels == "auto":
+            kernels = (native.is_file() and best_kernels()) or "none"
+        self.kernels = kernels
+        if kernels == "none":
+            # SkipLayerNormalization is several times slower on CPU than the Add and LayerNormalization it replaces.
+            self._session = open_session(
+                path, n_threads, settings=product_settings(path), disabled_optimizers=["SkipLayerNormFusion"]
+            )
+        else:
+            settings = {"bgem3.kernels": kernels, "bgem3.n_threads": str(n_threads)}
+            self._session = open_session(native, n_threads, settings=settings, operators=library())
         self._input_names = [value.name for value in self._session.get_inputs()]
 
     def most_padded(self, longest: int) -> int:
-        """Return how many texts may share a padded micro-batch, whose mask makes attention hold all scores."""
+        """Return how many texts of several lengths may share a micro-batch.
+
+        ONNX Runtime's attention pads them, and holds all scores where there is padding; our own does neither.
+        """
+        if self.kernels != "none":
+            return self.token_budget
         return int(MAX_MASKED_SCORES // longest**2) if longest <= LONGEST_MASKED else 1
 
     def run_all(self, batches: Iterable[PackedBatch], outputs: tuple[Output, ...], finish: Finish) -> None:
@@ -63,7 +86,9 @@ class CpuSession:
         -------
         The requested outputs only: ``dense`` (B, D), ``sparse`` (T,), ``multivector`` (T - B, M), float32.
         """
-        feeds = vars(batch) | cpu_layout(batch.cu_seqlens) | head_rows(batch.cu_seqlens, outputs)
+        feeds = vars(batch) | head_rows(batch.cu_seqlens, outputs)
+        if self.kernels == "none":
+            feeds |= cpu_layout(batch.cu_seqlens)
         arrays = self._session.run(list(outputs), {name: feeds[name] for name in self._input_names})
         return dict(zip(outputs, arrays, strict=True))
 
@@ -124,8 +149,10 @@ def open_session(path: Path, n_threads: int, **arguments: Any) -> Any:
         ) from None
 
 
-def make_session(path: Path, n_threads: int, settings: dict[str, str] | None = None, **arguments: Any) -> Any:
-    """Make an ONNX Runtime session, with session config entries and other arguments of InferenceSession."""
+def make_session(
+    path: Path, n_threads: int, settings: dict[str, str] | None = None, operators: Path | None = None, **arguments: Any
+) -> Any:
+    """Make an ONNX Runtime session, with config entries, a library of operators and arguments of InferenceSession."""
     runtime = import_onnxruntime()
     options = runtime.SessionOptions()
     options.intra_op_num_threads = n_threads
@@ -134,6 +161,8 @@ def make_session(path: Path, n_threads: int, settings: dict[str, str] | None = N
     options.log_severity_level = ERRORS_ONLY
     for key, value in (settings or {}).items():
         options.add_session_config_entry(key, value)
+    if operators is not None:
+        options.register_custom_ops_library(str(operators))
     return runtime.InferenceSession(path, options, enable_fallback=0, **arguments)
 
 

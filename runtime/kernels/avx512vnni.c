@@ -1,0 +1,41 @@
+/* AVX-512 with VNNI: sums of four uint8 x int8 products in int32, which cannot overflow. */
+
+#if defined(__x86_64__)
+#ifdef __clang__
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512vl,avx512vnni"))), apply_to = function)
+#else
+#pragma GCC target("avx512f,avx512bw,avx512vl,avx512vnni")
+#endif
+
+#include <immintrin.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#define NAME avx512vnni_kernels
+#define LABEL "AVX-512 VNNI"
+#define LANES 16
+#define N_VECTORS 4
+#define SATURATES false
+
+typedef float floats __attribute__((vector_size(64)));
+typedef int32_t ints __attribute__((vector_size(64)));
+
+static bool is_supported(void) {
+    return __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512vl");
+}
+
+static inline ints dot(ints sums, ints inputs, ints weights) {
+    return (ints)_mm512_dpbusd_epi32((__m512i)sums, (__m512i)inputs, (__m512i)weights);
+}
+
+static inline floats multiply_add(floats a, floats b, floats c) { return (floats)_mm512_fmadd_ps(a, b, c); }
+
+static inline floats maximum(floats a, floats b) { return (floats)_mm512_max_ps(a, b); }
+
+#include "kernels.inl"
+
+#ifdef __clang__
+#pragma clang attribute pop
+#endif
+#endif

@@ -1,0 +1,73 @@
+/* What the operators ask of an instruction set: pieces of work that one thread does, on packed tokens.
+
+Matrices are row-major. T tokens, K inputs and N outputs of a product, D dimensions of a state. */
+
+#ifndef BGEM3_KERNELS_H
+#define BGEM3_KERNELS_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+enum {
+    MAX_ROWS = 6,        /* rows of a register tile */
+    ROWS_PER_TASK = 48,  /* rows that share one pass over the weights */
+    MAX_INPUTS = 8192,   /* K */
+    MAX_HEAD_SIZE = 128, /* dimensions of an attention head */
+    KEYS_PER_BLOCK = 256,
+    QUERIES_PER_TASK = 192,
+    SCRATCH_BYTES = 1 << 20, /* what a task may write to besides its output */
+};
+
+/* Parts of four weights of one column that a product adds on its own (`split_excess`). */
+struct excess {
+    int32_t group;
+    int8_t weights[4];
+};
+
+/* An int8 product with what surrounds it: rows are quantized, multiplied, scaled, and finished in float32. */
+struct product {
+    int64_t n_inputs, n_outputs;      /* K, N */
+    int8_t *weight;                   /* as `pack_weight` laid it out */
+    int32_t *column_sums;             /* (N padded) sums over K of the weight */
+    struct excess *excess;            /* of column n: those from excess_starts[n] to excess_starts[n + 1] */
+    int64_t *excess_starts;
+    float *scales, *bias, *smoothing; /* (N padded), (N padded) and (K); smoothing may be NULL */
+    float n_levels, least_scale;      /* a row's scale is max(largest / n_levels, least_scale) */
+    int32_t zero_point;
+    bool skewed; /* the largest value of a row counts, not the largest magnitude */
+    bool gelu;
+};
+
+struct attention {
+    int64_t n_heads, head_size;
+    const float *qkv; /* (T, 3 D): queries, keys, values */
+    float *context;   /* (T, D) */
+};
+
+/* Rows and panels of one task of a product; `residual` (T, N) may be NULL. */
+struct product_task {
+    const float *rows, *residual;
+    float *output;
+    int64_t row_start, row_stop, panel_start, panel_stop;
+};
+
+/* A head's queries of one text: rows of qkv. */
+struct attention_task {
+    int64_t head, text_start, text_stop, query_start, query_stop;
+};
+
+struct kernels {
+    const char *name;
+    int64_t panel_width; /* columns of weight that lie together */
+    bool (*is_supported)(void);
+    /* Lay a weight (K, N) out in panels of zeros, and sum its columns; false if there is no memory. */
+    bool (*pack_weight)(const int8_t *weight, struct product *product);
+    void (*multiply)(const struct product *, const struct product_task *, void *scratch);
+    void (*attend)(const struct attention *, const struct attention_task *, void *scratch);
+};
+
+extern const struct kernels avx512vnni_kernels, avx2_kernels, portable_kernels;
+
+static inline int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
+
+#endif

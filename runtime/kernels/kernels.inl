@@ -1,0 +1,419 @@
+/* The kernels, compiled once for each instruction set. A file that includes this one has defined
+
+    NAME             of its `struct kernels`
+    LANES            float32 values in a vector
+    N_VECTORS        vectors in a panel's width
+    SATURATES        whether `dot` adds pairs of products in int16
+    floats, ints     vectors of LANES values
+    dot              adds four products of uint8 inputs and int8 weights to each int32 lane
+    multiply_add     a * b + c, rounded once
+    maximum          the larger of two floats, lane by lane
+
+Arithmetic is the same, operation by operation, for a row in any company: values do not depend on the batch. */
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "kernels.h"
+
+#define WIDTH (LANES * N_VECTORS)
+#define GROUP 4 /* inputs that `dot` takes at once */
+#define ALWAYS_INLINE static inline __attribute__((always_inline))
+
+typedef uint8_t bytes __attribute__((vector_size(LANES)));
+
+ALWAYS_INLINE floats load(const float *values) {
+    floats vector;
+    memcpy(&vector, values, sizeof vector);
+    return vector;
+}
+
+ALWAYS_INLINE void store(float *values, floats vector) { memcpy(values, &vector, sizeof vector); }
+
+ALWAYS_INLINE floats all(float value) { return value - (floats){0}; }
+
+ALWAYS_INLINE ints all_groups(const void *group) {
+    int32_t word;
+    memcpy(&word, group, sizeof word);
+    return word - (ints){0};
+}
+
+ALWAYS_INLINE floats minimum(floats a, floats b) { return -maximum(-a, -b); }
+
+/* Round to the nearest whole number, ties to even; |x| < 2^22. */
+ALWAYS_INLINE floats round_to_whole(floats x) {
+    const float shift = 12582912; /* 1.5 * 2^23: adding it leaves no room for a fraction */
+    return (x + shift) - shift;
+}
+
+/* e^x for x <= 0, to 2 units in the last place; e^-87 below -87. Cody and Waite's reduction, Taylor's polynomial. */
+ALWAYS_INLINE floats exponential(floats x) {
+    x = maximum(x, all(-87));
+    floats n = round_to_whole(x * 1.44269504f);
+    floats r = multiply_add(n, all(-0.693359375f), x); /* ln 2 in two parts, the first of few bits */
+    r = multiply_add(n, all(2.12194440e-4f), r);
+    floats sum = all(1.0f / 720);
+    sum = multiply_add(sum, r, all(1.0f / 120));
+    sum = multiply_add(sum, r, all(1.0f / 24));
+    sum = multiply_add(sum, r, all(1.0f / 6));
+    sum = multiply_add(sum, r, all(0.5f));
+    sum = multiply_add(sum, r, all(1));
+    sum = multiply_add(sum, r, all(1));
+    ints exponent = __builtin_convertvector(n, ints) + 127;
+    return sum * (floats)(exponent << 23);
+}
+
+/* x * Phi(x), to 2e-6. Phi(x) - 1/2 = x * P(2 x^2 / 25 - 1) for |x| <= 5, beyond which it is constant to float32;
+P minimises the largest error of the product (tests/test_kernels.py fits it again). */
+ALWAYS_INLINE floats gelu(floats x) {
+    static const float coefficients[] = {
+        0.14136378f,    -0.070296653f,  0.05152142f,    -0.040432949f, 0.031426229f,  -0.023336731f,  0.016497657f,
+        -0.010973232f, 0.0061654295f, -0.0029156734f, 0.0020018613f, -0.0015141536f, 0.00049296906f,
+    };
+    floats clipped = minimum(maximum(x, all(-5)), all(5));
+    floats u = multiply_add(clipped * clipped, all(0.08f), all(-1));
+    int last = sizeof coefficients / sizeof *coefficients - 1;
+    floats sum = all(coefficients[last]);
+    for (int i = last - 1; i >= 0; i--)
+        sum = multiply_add(sum, u, all(coefficients[i]));
+    return x * multiply_add(clipped, sum, all(0.5f));
+}
+
+ALWAYS_INLINE float sum_of(floats vector) {
+    float sum = 0;
+    for (int i = 0; i < LANES; i++)
+        sum += vector[i];
+    return sum;
+}
+
+ALWAYS_INLINE float largest_of(floats vector) {
+    float largest = vector[0];
+    for (int i = 1; i < LANES; i++)
+        largest = vector[i] > largest ? vector[i] : largest;
+    return largest;
+}
+
+/* Load n <= LANES values, zero beyond. */
+ALWAYS_INLINE floats load_some(const float *values, int64_t n) {
+    floats vector = {0};
+    if (n >= LANES)
+        return load(values);
+    memcpy(&vector, values, n * sizeof(float));
+    return vector;
+}
+
+ALWAYS_INLINE void store_some(float *values, floats vector, int64_t n) {
+    if (n >= LANES)
+        store(values, vector);
+    else
+        memcpy(values, &vector, n * sizeof(float));
+}
+
+/* Where int16 may overflow, move what is too much of a pair of weights to a list, for `add_excess`.
+
+255 * 128 fits int16: beyond that are pairs of one sign that add up to more than 128, some in a thousand. */
+static bool split_excess(struct product *product, int64_t panel, int8_t *packed, int64_t n_groups) {
+    for (int64_t column = 0; column < WIDTH; column++) {
+        int64_t n = product->excess_starts[panel * WIDTH + column];
+        for (int64_t group = 0; group < n_groups; group++) {
+            int8_t *weights = packed + (group * WIDTH + column) * GROUP;
+            struct excess excess = {.group = group};
+            for (int i = 0; i < GROUP; i += 2) {
+                int sum = weights[i] + weights[i + 1], larger = i + (abs(weights[i + 1]) > abs(weights[i]));
+                if ((weights[i] < 0) == (weights[i + 1] < 0) && abs(sum) > 128)
+                    excess.weights[larger] = sum > 0 ? sum - 128 : sum + 128;
+                weights[larger] -= excess.weights[larger];
+            }
+            if (!memcmp(excess.weights, (int8_t[GROUP]){0}, GROUP))
+                continue;
+            if ((n & (n - 1)) == 0) { /* grow to the next power of 2 */
+                void *grown = realloc(product->excess, (n ? 2 * n : 1) * sizeof excess);
+                if (!grown)
+                    return false;
+                product->excess = grown;
+            }
+            product->excess[n++] = excess;
+        }
+        product->excess_starts[panel * WIDTH + column + 1] = n;
+    }
+    return true;
+}
+
+/* Weights: panel by panel of WIDTH columns, group by group of four inputs, column by column. */
+static bool pack_weight(const int8_t *weight, struct product *product) {
+    int64_t n_inputs = product->n_inputs, n_outputs = product->n_outputs, n_groups = round_up(n_inputs, GROUP) / GROUP;
+    for (int64_t panel = 0, start = 0; start < n_outputs; panel++, start += WIDTH) {
+        int64_t n_columns = n_outputs - start < WIDTH ? n_outputs - start : WIDTH;
+        int8_t *packed = product->weight + panel * n_groups * WIDTH * GROUP;
+        memset(packed, 0, n_groups * WIDTH * GROUP);
+        for (int64_t k = 0; k < n_inputs; k++)
+            for (int64_t i = 0; i < n_columns; i++) {
+                packed[(k / GROUP * WIDTH + i) * GROUP + k % GROUP] = weight[k * n_outputs + start + i];
+                product->column_sums[start + i] += weight[k * n_outputs + start + i];
+            }
+        if (SATURATES && !split_excess(product, panel, packed, n_groups))
+            return false;
+    }
+    return true;
+}
+
+ALWAYS_INLINE floats smoothed(const struct product *product, const float *row, int64_t k) {
+    floats x = load_some(row + k, product->n_inputs - k);
+    return product->smoothing ? x * load_some(product->smoothing + k, product->n_inputs - k) : x;
+}
+
+/* Quantize a row (K) by its own largest value; return its scale. Its groups of four lie MAX_ROWS groups apart. */
+static float quantize_row(const struct product *product, const float *row, uint8_t *to) {
+    floats largest = {0};
+    for (int64_t k = 0; k < product->n_inputs; k += LANES) {
+        floats x = smoothed(product, row, k);
+        largest = maximum(largest, product->skewed ? x : maximum(x, -x));
+    }
+    float scale = largest_of(largest) / product->n_levels;
+    scale = scale > product->least_scale ? scale : product->least_scale;
+    float zero_point = product->zero_point;
+    for (int64_t k = 0; k < product->n_inputs; k += LANES) {
+        floats x = round_to_whole(smoothed(product, row, k) * (1 / scale)) + zero_point;
+        x = minimum(maximum(x, all(0)), all(255));
+        bytes values = __builtin_convertvector(__builtin_convertvector(x, ints), bytes);
+        for (int i = 0; i < LANES; i += GROUP)
+            memcpy(to + (k + i) * MAX_ROWS, (const char *)&values + i, GROUP);
+    }
+    return scale;
+}
+
+/* Multiply a strip of up to six quantized rows with a panel, and write the sums (n_rows, WIDTH). */
+ALWAYS_INLINE void
+integer_tile(const int n_rows, const uint8_t *strip, const int8_t *panel, int64_t n_groups, int32_t *output) {
+    ints sums[MAX_ROWS][N_VECTORS];
+    for (int i = 0; i < n_rows; i++)
+        for (int j = 0; j < N_VECTORS; j++)
+            sums[i][j] = (ints){0};
+    for (int64_t group = 0; group < n_groups; group++, strip += MAX_ROWS * GROUP) {
+        ints weights[N_VECTORS];
+        for (int j = 0; j < N_VECTORS; j++, panel += sizeof(ints))
+            memcpy(&weights[j], panel, sizeof(ints));
+        for (int i = 0; i < n_rows; i++) {
+            ints inputs = all_groups(strip + i * GROUP);
+            for (int j = 0; j < N_VECTORS; j++)
+                sums[i][j] = dot(sums[i][j], inputs, weights[j]);
+        }
+    }
+    for (int i = 0; i < n_rows; i++)
+        for (int j = 0; j < N_VECTORS; j++)
+            memcpy(output + i * WIDTH + j * LANES, &sums[i][j], sizeof(ints));
+}
+
+/* Add the products that `split_excess` left out; a lane is a row. */
+static void
+add_excess(const struct product *product, const uint8_t *strip, int n_rows, int64_t panel, int32_t *sums) {
+    const int64_t *starts = product->excess_starts + panel * WIDTH;
+    for (int column = 0; column < WIDTH; column++) {
+        ints sum = {0};
+        for (const struct excess *excess = product->excess + starts[column];
+             excess < product->excess + starts[column + 1]; excess++) {
+            ints inputs;
+            memcpy(&inputs, strip + excess->group * MAX_ROWS * GROUP, sizeof inputs);
+            sum = dot(sum, inputs, all_groups(excess->weights));
+        }
+        for (int i = 0; i < n_rows; i++)
+            sums[i * WIDTH + column] += sum[i];
+    }
+}
+
+/* Multiply up to six rows with a panel (n_terms, WIDTH) of float32, and write the sums. */
+ALWAYS_INLINE void float_tile(
+    const int n_rows, const float *rows, int64_t stride, const float *panel, int64_t n_terms, float *output,
+    int64_t output_stride
+) {
+    floats sums[MAX_ROWS][N_VECTORS];
+    for (int i = 0; i < n_rows; i++)
+        for (int j = 0; j < N_VECTORS; j++)
+            sums[i][j] = (floats){0};
+    for (int64_t k = 0; k < n_terms; k++) {
+        floats terms[N_VECTORS];
+        for (int j = 0; j < N_VECTORS; j++)
+            terms[j] = load(panel + k * WIDTH + j * LANES);
+        for (int i = 0; i < n_rows; i++)
+            for (int j = 0; j < N_VECTORS; j++)
+                sums[i][j] = multiply_add(all(rows[i * stride + k]), terms[j], sums[i][j]);
+    }
+    for (int i = 0; i < n_rows; i++)
+        for (int j = 0; j < N_VECTORS; j++)
+            store(output + i * output_stride + j * LANES, sums[i][j]);
+}
+
+/* A tile's registers are laid out for a number of rows known when it is compiled. */
+#define FOR_ROWS(n_rows, tile, ...)                                                                                    \
+    switch (n_rows) {                                                                                                  \
+    case 1: tile(1, __VA_ARGS__); break;                                                                               \
+    case 2: tile(2, __VA_ARGS__); break;                                                                               \
+    case 3: tile(3, __VA_ARGS__); break;                                                                               \
+    case 4: tile(4, __VA_ARGS__); break;                                                                               \
+    case 5: tile(5, __VA_ARGS__); break;                                                                               \
+    default: tile(6, __VA_ARGS__);                                                                                     \
+    }
+
+static __attribute__((noinline)) void
+multiply_integers(int n_rows, const uint8_t *strip, const int8_t *panel, int64_t n_groups, int32_t *output) {
+    FOR_ROWS(n_rows, integer_tile, strip, panel, n_groups, output)
+}
+
+static __attribute__((noinline)) void multiply_floats(
+    int n_rows, const float *rows, int64_t stride, const float *panel, int64_t n_terms, float *output,
+    int64_t output_stride
+) {
+    FOR_ROWS(n_rows, float_tile, rows, stride, panel, n_terms, output, output_stride)
+}
+
+/* Turn a tile's sums into the product's outputs: scales, bias, GELU, residual. */
+static void finish(
+    const struct product *product, const struct product_task *task, const int32_t *sums, const float *row_scales,
+    int64_t row, int n_rows, int64_t panel
+) {
+    for (int j = 0; j < N_VECTORS; j++) {
+        int64_t column = panel * WIDTH + j * LANES, n_columns = product->n_outputs - column;
+        if (n_columns <= 0)
+            return;
+        ints offset;
+        memcpy(&offset, product->column_sums + column, sizeof offset);
+        offset *= product->zero_point;
+        floats scales = load(product->scales + column), bias = load(product->bias + column);
+        for (int i = 0; i < n_rows; i++) {
+            ints sum;
+            memcpy(&sum, sums + i * WIDTH + j * LANES, sizeof sum);
+            floats value = __builtin_convertvector(sum - offset, floats) * row_scales[i];
+            value = multiply_add(value, scales, bias);
+            if (product->gelu)
+                value = gelu(value);
+            int64_t place = (row + i) * product->n_outputs + column;
+            if (task->residual)
+                value += load_some(task->residual + place, n_columns);
+            store_some(task->output + place, value, n_columns);
+        }
+    }
+}
+
+static void multiply(const struct product *product, const struct product_task *task, void *scratch) {
+    enum { PANEL_BYTES_PER_PASS = 1 << 17 }; /* stay in the second-level cache while rows pass over them */
+    int64_t n_groups = round_up(product->n_inputs, GROUP) / GROUP, panel_bytes = n_groups * WIDTH * GROUP;
+    int64_t strip_bytes = round_up(product->n_inputs, LANES) * MAX_ROWS;
+    float scales[ROWS_PER_TASK];
+    int32_t sums[MAX_ROWS * WIDTH];
+    for (int64_t row = task->row_start; row < task->row_stop; row++) {
+        int64_t i = row - task->row_start;
+        uint8_t *to = (uint8_t *)scratch + i / MAX_ROWS * strip_bytes + i % MAX_ROWS * GROUP;
+        scales[i] = quantize_row(product, task->rows + row * product->n_inputs, to);
+    }
+    int64_t n_panels = PANEL_BYTES_PER_PASS / panel_bytes > 0 ? PANEL_BYTES_PER_PASS / panel_bytes : 1;
+    for (int64_t start = task->panel_start; start < task->panel_stop; start += n_panels) {
+        int64_t stop = start + n_panels < task->panel_stop ? start + n_panels : task->panel_stop;
+        const uint8_t *strip = scratch;
+        for (int64_t row = task->row_start; row < task->row_stop; row += MAX_ROWS, strip += strip_bytes) {
+            int n_rows = task->row_stop - row < MAX_ROWS ? task->row_stop - row : MAX_ROWS;
+            for (int64_t panel = start; panel < stop; panel++) {
+                multiply_integers(n_rows, strip, product->weight + panel * panel_bytes, n_groups, sums);
+                if (SATURATES)
+                    add_excess(product, strip, n_rows, panel, sums);
+                finish(product, task, sums, scales + (row - task->row_start), row, n_rows, panel);
+            }
+        }
+    }
+}
+
+/* Lay a block of a head's keys out in panels of WIDTH keys, (n_panels, head_size, WIDTH), zero where there is none. */
+static void pack_keys(const float *keys, int64_t stride, int64_t n_keys, int64_t head_size, float *panels) {
+    for (int64_t start = 0; start < n_keys; start += WIDTH, panels += head_size * WIDTH)
+        for (int64_t i = 0; i < WIDTH; i++)
+            for (int64_t d = 0; d < head_size; d++)
+                panels[d * WIDTH + i] = start + i < n_keys ? keys[(start + i) * stride + d] : 0;
+}
+
+/* Lay a block of a head's values out in panels of WIDTH dimensions, (n_panels, n_keys, WIDTH). */
+static void pack_values(const float *values, int64_t stride, int64_t n_keys, int64_t head_size, float *panels) {
+    for (int64_t start = 0; start < head_size; start += WIDTH, panels += n_keys * WIDTH) {
+        int64_t n_columns = head_size - start < WIDTH ? head_size - start : WIDTH;
+        for (int64_t i = 0; i < n_keys; i++)
+            for (int64_t j = 0; j < WIDTH; j++)
+                panels[i * WIDTH + j] = j < n_columns ? values[i * stride + start + j] : 0;
+    }
+}
+
+/* What a query has seen of its keys so far (online softmax: Milakov and Gimelshein, arXiv:1805.02867). */
+struct seen {
+    float largest, sum;
+};
+
+/* Turn a row of scores into e^(score - largest); return the factor for what was summed before. */
+static float exponentiate(float *scores, int64_t n_keys, struct seen *seen) {
+    for (int64_t i = n_keys; i % LANES; i++)
+        scores[i] = -3e38f;
+    floats largest = all(seen->largest);
+    for (int64_t i = 0; i < n_keys; i += LANES)
+        largest = maximum(largest, load(scores + i));
+    float now = largest_of(largest);
+    floats sum = {0};
+    for (int64_t i = 0; i < n_keys; i += LANES) {
+        floats weights = exponential(load(scores + i) - now);
+        store(scores + i, weights);
+        sum += weights;
+    }
+    float factor = exponential(all(seen->largest - now))[0];
+    *seen = (struct seen){now, seen->sum * factor + sum_of(sum)};
+    return factor;
+}
+
+/* Attend from a text's queries to all of its keys, block by block, never holding more than a strip of scores. */
+static void attend(const struct attention *attention, const struct attention_task *task, void *scratch) {
+    int64_t size = attention->head_size, n_dims = attention->n_heads * size, stride = 3 * n_dims;
+    int64_t padded = round_up(size, WIDTH), n_queries = task->query_stop - task->query_start;
+    float *keys = scratch, *values = keys + KEYS_PER_BLOCK * size, *context = values + KEYS_PER_BLOCK * padded;
+    float *scores = context + QUERIES_PER_TASK * padded, *queries = scores + MAX_ROWS * KEYS_PER_BLOCK;
+    float *part = queries + QUERIES_PER_TASK * size;
+    struct seen seen[QUERIES_PER_TASK];
+    const float *first = attention->qkv + task->head * size;
+    float scale = 1 / __builtin_sqrtf(size);
+    for (int64_t i = 0; i < n_queries; i++) {
+        seen[i] = (struct seen){-3e38f, 0};
+        memset(context + i * padded, 0, padded * sizeof(float));
+        for (int64_t d = 0; d < size; d++)
+            queries[i * size + d] = first[(task->query_start + i) * stride + d] * scale;
+    }
+    for (int64_t start = task->text_start; start < task->text_stop; start += KEYS_PER_BLOCK) {
+        int64_t n_keys = task->text_stop - start < KEYS_PER_BLOCK ? task->text_stop - start : KEYS_PER_BLOCK;
+        pack_keys(first + start * stride + n_dims, stride, n_keys, size, keys);
+        pack_values(first + start * stride + 2 * n_dims, stride, n_keys, size, values);
+        for (int64_t query = 0; query < n_queries; query += MAX_ROWS) {
+            int n_rows = n_queries - query < MAX_ROWS ? n_queries - query : MAX_ROWS;
+            for (int64_t key = 0; key < n_keys; key += WIDTH)
+                multiply_floats(
+                    n_rows, queries + query * size, size, keys + key * size, size, scores + key, KEYS_PER_BLOCK
+                );
+            float factors[MAX_ROWS];
+            for (int i = 0; i < n_rows; i++)
+                factors[i] = exponentiate(scores + i * KEYS_PER_BLOCK, n_keys, &seen[query + i]);
+            for (int64_t d = 0; d < padded; d += WIDTH) {
+                multiply_floats(n_rows, scores, KEYS_PER_BLOCK, values + d * n_keys, n_keys, part, WIDTH);
+                for (int i = 0; i < n_rows; i++)
+                    for (int64_t j = 0; j < WIDTH; j += LANES) {
+                        float *sum = context + (query + i) * padded + d + j;
+                        store(sum, multiply_add(load(sum), all(factors[i]), load(part + i * WIDTH + j)));
+                    }
+            }
+        }
+    }
+    for (int64_t i = 0; i < n_queries; i++) {
+        float *to = attention->context + (task->query_start + i) * n_dims + task->head * size;
+        for (int64_t d = 0; d < size; d++)
+            to[d] = context[i * padded + d] / seen[i].sum;
+    }
+}
+
+const struct kernels NAME = {
+    .name = LABEL,
+    .panel_width = WIDTH,
+    .is_supported = is_supported,
+    .pack_weight = pack_weight,
+    .multiply = multiply,
+    .attend = attend,
+};

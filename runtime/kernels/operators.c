@@ -1,0 +1,393 @@
+/* The operators of domain `bgem3` for ONNX Runtime: QuantizedLinear and PackedAttention.
+
+They choose the fastest kernels that the CPU has, cut the work into tasks, and run these on the session's threads. */
+
+#include <stdlib.h>
+#include <string.h>
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
+#include "kernels.h"
+#include "onnxruntime.h"
+
+#define EXPORT __attribute__((visibility("default")))
+#define MEMBER(place, type, name, arguments) type(*name) arguments;
+#define LOAD(place, type, name, arguments) ort.name = (type(*) arguments)api[place];
+
+static struct {
+    ORT_FUNCTIONS(MEMBER)
+} ort;
+
+/* Leave a function that returns a status as soon as one is not success. */
+#define TRY(call)                                                                                                      \
+    do {                                                                                                               \
+        OrtStatus *status_ = (call);                                                                                   \
+        if (status_)                                                                                                   \
+            return status_;                                                                                            \
+    } while (0)
+
+static const struct kernels *const all_kernels[] = {
+#if defined(__x86_64__)
+    &avx512vnni_kernels,
+    &avx2_kernels,
+#endif
+    &portable_kernels, /* never chosen by itself: ONNX Runtime's own operators are faster */
+};
+enum { N_KERNELS = sizeof all_kernels / sizeof *all_kernels };
+
+static _Thread_local _Alignas(64) char scratch[SCRATCH_BYTES]; /* freed with the thread */
+
+struct operator{
+    struct custom_op base;
+    int64_t n_threads;
+    const struct kernels *kernels;
+};
+
+struct tensor {
+    void *data; /* NULL where an optional input is not given */
+    int64_t dimensions[2];
+    size_t n_dimensions;
+};
+
+static OrtStatus *read_tensor(const OrtValue *value, struct tensor *tensor) {
+    *tensor = (struct tensor){0};
+    if (!value)
+        return NULL;
+    OrtShape *shape;
+    TRY(ort.tensor_shape(value, &shape));
+    OrtStatus *status = ort.n_dimensions(shape, &tensor->n_dimensions);
+    if (!status && tensor->n_dimensions <= 2)
+        status = ort.dimensions(shape, tensor->dimensions, tensor->n_dimensions);
+    else if (!status)
+        status = ort.create_status(INVALID_ARGUMENT, "found an input of more than two dimensions");
+    ort.release_shape(shape);
+    if (!status)
+        status = ort.tensor_data((OrtValue *)value, &tensor->data);
+    return status;
+}
+
+static OrtStatus *read_input(const OrtKernelContext *context, size_t index, struct tensor *tensor) {
+    const OrtValue *value;
+    TRY(ort.input(context, index, &value));
+    return read_tensor(value, tensor);
+}
+
+static OrtStatus *make_output(OrtKernelContext *context, int64_t rows, int64_t columns, float **data) {
+    OrtValue *value;
+    TRY(ort.output(context, 0, (int64_t[]){rows, columns}, 2, &value));
+    return ort.tensor_data(value, (void **)data);
+}
+
+static void *allocate(size_t bytes) { return aligned_alloc(64, round_up(bytes > 0 ? bytes : 1, 64)); }
+
+/* ---- QuantizedLinear: rows (T, K), weight (K, N), scales (N), bias (N), smoothing (K), residual (T, N) ---- */
+
+enum { ROWS, WEIGHT, SCALES, BIAS, SMOOTHING, RESIDUAL, N_LINEAR_INPUTS };
+
+struct linear {
+    struct product product;
+    const struct operator* operator;
+};
+
+static void linear_destroy(void *kernel) {
+    struct linear *linear = kernel;
+    struct product *product = &linear->product;
+    void *parts[] = {product->weight, product->column_sums, product->excess,    product->excess_starts,
+                     product->scales, product->bias,        product->smoothing, linear};
+    for (size_t i = 0; i < sizeof parts / sizeof *parts; i++)
+        free(parts[i]);
+}
+
+/* Copy a constant of n values, padded with zeros to n_padded; zeros alone if it is not given. */
+static OrtStatus *copy_constant(const OrtKernelInfo *info, size_t index, int64_t n, int64_t n_padded, float **copy) {
+    int is_constant;
+    const OrtValue *value;
+    struct tensor tensor;
+    TRY(ort.constant_input(info, index, &is_constant, &value));
+    TRY(read_tensor(is_constant ? value : NULL, &tensor));
+    if (tensor.data && (tensor.n_dimensions != 1 || tensor.dimensions[0] != n))
+        return ort.create_status(INVALID_ARGUMENT, "QuantizedLinear: scales, bias or smoothing do not fit the weight");
+    if (!tensor.data && index == SMOOTHING)
+        return NULL;
+    *copy = allocate(n_padded * sizeof(float));
+    if (!*copy)
+        return ort.create_status(RUNTIME_EXCEPTION, "QuantizedLinear: out of memory");
+    memset(*copy, 0, n_padded * sizeof(float));
+    if (tensor.data)
+        memcpy(*copy, tensor.data, n * sizeof(float));
+    return NULL;
+}
+
+static OrtStatus *linear_read(struct linear *linear, const OrtKernelInfo *info) {
+    const struct kernels *kernels = linear->operator->kernels;
+    struct product *product = &linear->product;
+    int64_t zero_point, skewed, gelu;
+    TRY(ort.integer_attribute(info, "zero_point", &zero_point));
+    TRY(ort.integer_attribute(info, "skewed", &skewed));
+    TRY(ort.integer_attribute(info, "gelu", &gelu));
+    TRY(ort.float_attribute(info, "n_levels", &product->n_levels));
+    TRY(ort.float_attribute(info, "least_scale", &product->least_scale));
+    product->zero_point = zero_point, product->skewed = skewed, product->gelu = gelu;
+    int is_constant;
+    const OrtValue *value;
+    struct tensor weight;
+    TRY(ort.constant_input(info, WEIGHT, &is_constant, &value));
+    TRY(read_tensor(is_constant ? value : NULL, &weight));
+    if (weight.n_dimensions != 2 || weight.dimensions[0] > MAX_INPUTS)
+        return ort.create_status(INVALID_ARGUMENT, "QuantizedLinear: weight must be a constant (K, N), K at most 8192");
+    int64_t n_inputs = product->n_inputs = weight.dimensions[0];
+    int64_t n_outputs = product->n_outputs = weight.dimensions[1];
+    int64_t n_padded = round_up(n_outputs, kernels->panel_width);
+    TRY(copy_constant(info, SCALES, n_outputs, n_padded, &product->scales));
+    TRY(copy_constant(info, BIAS, n_outputs, n_padded, &product->bias));
+    TRY(copy_constant(info, SMOOTHING, n_inputs, n_inputs, &product->smoothing));
+    product->weight = allocate(round_up(n_inputs, 4) * n_padded);
+    product->column_sums = calloc(n_padded, sizeof(int32_t));
+    product->excess_starts = calloc(n_padded + 1, sizeof(int64_t));
+    bool is_packed = product->weight && product->column_sums && product->excess_starts &&
+                     kernels->pack_weight(weight.data, product);
+    return is_packed ? NULL : ort.create_status(RUNTIME_EXCEPTION, "QuantizedLinear: out of memory");
+}
+
+static OrtStatus *linear_create(const struct custom_op *base, OrtApi *api, const OrtKernelInfo *info, void **kernel) {
+    (void)api;
+    struct linear *linear = calloc(1, sizeof *linear);
+    if (!linear)
+        return ort.create_status(RUNTIME_EXCEPTION, "QuantizedLinear: out of memory");
+    linear->operator =(const struct operator*) base;
+    OrtStatus *status = linear_read(linear, info);
+    if (status)
+        linear_destroy(linear);
+    else
+        *kernel = linear;
+    return status;
+}
+
+struct linear_run {
+    const struct linear *linear;
+    struct product_task whole;
+    int64_t n_column_blocks, rows_per_block, panels_per_block;
+};
+
+static void linear_task(void *data, size_t index) {
+    const struct linear_run *run = data;
+    struct product_task task = run->whole;
+    task.row_start = index / run->n_column_blocks * run->rows_per_block;
+    task.panel_start = index % run->n_column_blocks * run->panels_per_block;
+    if (task.row_start + run->rows_per_block < task.row_stop)
+        task.row_stop = task.row_start + run->rows_per_block;
+    if (task.panel_start + run->panels_per_block < task.panel_stop)
+        task.panel_stop = task.panel_start + run->panels_per_block;
+    run->linear->operator->kernels->multiply(&run->linear->product, &task, scratch);
+}
+
+static int64_t divide_up(int64_t n, int64_t by) { return (n + by - 1) / by; }
+
+static OrtStatus *linear_compute(void *kernel, OrtKernelContext *context) {
+    const struct linear *linear = kernel;
+    const struct product *product = &linear->product;
+    struct tensor rows, residual;
+    TRY(read_input(context, ROWS, &rows));
+    TRY(read_input(context, RESIDUAL, &residual));
+    int64_t n_rows = rows.dimensions[0];
+    if (rows.n_dimensions != 2 || rows.dimensions[1] != product->n_inputs)
+        return ort.create_status(INVALID_ARGUMENT, "QuantizedLinear: rows do not fit the weight");
+    if (residual.data && (residual.dimensions[0] != n_rows || residual.dimensions[1] != product->n_outputs))
+        return ort.create_status(INVALID_ARGUMENT, "QuantizedLinear: the residual does not fit the output");
+    struct linear_run run = {.linear = linear, .whole = {.rows = rows.data, .residual = residual.data}};
+    TRY(make_output(context, n_rows, product->n_outputs, &run.whole.output));
+    int64_t n_panels = divide_up(product->n_outputs, linear->operator->kernels->panel_width);
+    run.whole.row_stop = n_rows, run.whole.panel_stop = n_panels;
+    /* Blocks of rows quantize each row once; columns are cut too where there are too few rows for all threads. */
+    int64_t n_threads = linear->operator->n_threads, n_wanted = n_threads > 1 ? 3 * n_threads : 1;
+    int64_t n_row_blocks = divide_up(n_rows, ROWS_PER_TASK);
+    run.rows_per_block = round_up(divide_up(n_rows, n_row_blocks > 0 ? n_row_blocks : 1), MAX_ROWS);
+    n_row_blocks = divide_up(n_rows, run.rows_per_block > 0 ? run.rows_per_block : 1);
+    int64_t n_column_blocks = divide_up(n_wanted, n_row_blocks > 0 ? n_row_blocks : 1);
+    run.panels_per_block = divide_up(n_panels, n_column_blocks);
+    run.n_column_blocks = divide_up(n_panels, run.panels_per_block);
+    return ort.parallel_for(context, linear_task, n_row_blocks * run.n_column_blocks, 0, &run);
+}
+
+static const char *linear_name(const struct custom_op *base) { return (void)base, "QuantizedLinear"; }
+
+static size_t linear_n_inputs(const struct custom_op *base) { return (void)base, N_LINEAR_INPUTS; }
+
+static int linear_input_type(const struct custom_op *base, size_t index) {
+    return (void)base, index == WEIGHT ? INT8 : FLOAT;
+}
+
+static int linear_input_kind(const struct custom_op *base, size_t index) {
+    return (void)base, index >= BIAS ? OPTIONAL : REQUIRED;
+}
+
+/* ---- PackedAttention: qkv (T, 3 D), cu_seqlens (B + 1); the texts' queries attend to the keys of their own text ---- */
+
+enum { QKV, CU_SEQLENS, N_ATTENTION_INPUTS };
+
+struct heads {
+    int64_t n_heads;
+    const struct operator* operator;
+};
+
+static void attention_destroy(void *kernel) { free(kernel); }
+
+static OrtStatus *attention_create(
+    const struct custom_op *base, OrtApi *api, const OrtKernelInfo *info, void **kernel
+) {
+    (void)api;
+    int64_t n_heads;
+    TRY(ort.integer_attribute(info, "n_heads", &n_heads));
+    struct heads *heads = malloc(sizeof *heads);
+    if (!heads)
+        return ort.create_status(RUNTIME_EXCEPTION, "PackedAttention: out of memory");
+    *heads = (struct heads){n_heads, (const struct operator*) base};
+    *kernel = heads;
+    return NULL;
+}
+
+struct attention_run {
+    struct attention attention;
+    const struct kernels *kernels;
+    const struct attention_task *tasks;
+};
+
+static void attention_task(void *data, size_t index) {
+    const struct attention_run *run = data;
+    struct attention_task task = run->tasks[index / run->attention.n_heads];
+    task.head = index % run->attention.n_heads;
+    run->kernels->attend(&run->attention, &task, scratch);
+}
+
+static OrtStatus *attention_compute(void *kernel, OrtKernelContext *context) {
+    const struct heads *heads = kernel;
+    struct tensor qkv, cu_seqlens;
+    TRY(read_input(context, QKV, &qkv));
+    TRY(read_input(context, CU_SEQLENS, &cu_seqlens));
+    int64_t n_tokens = qkv.dimensions[0], n_dims = qkv.dimensions[1] / 3, head_size = n_dims / heads->n_heads;
+    int64_t n_texts = cu_seqlens.dimensions[0] - 1, n_tasks = 0;
+    const int64_t *limits = cu_seqlens.data;
+    if (qkv.n_dimensions != 2 || qkv.dimensions[1] != 3 * heads->n_heads * head_size || head_size > MAX_HEAD_SIZE)
+        return ort.create_status(INVALID_ARGUMENT, "PackedAttention: heads must divide qkv, 128 dimensions at most");
+    if (n_texts < 0 || limits[0] != 0 || limits[n_texts] != n_tokens)
+        return ort.create_status(INVALID_ARGUMENT, "PackedAttention: cu_seqlens must run from 0 to the tokens of qkv");
+    struct attention_task *tasks = malloc((n_tokens / QUERIES_PER_TASK + n_texts + 1) * sizeof *tasks);
+    if (!tasks)
+        return ort.create_status(RUNTIME_EXCEPTION, "PackedAttention: out of memory");
+    for (int64_t text = 0; text < n_texts; text++)
+        for (int64_t query = limits[text]; query < limits[text + 1]; query += QUERIES_PER_TASK) {
+            int64_t stop = query + QUERIES_PER_TASK < limits[text + 1] ? query + QUERIES_PER_TASK : limits[text + 1];
+            tasks[n_tasks++] = (struct attention_task){0, limits[text], limits[text + 1], query, stop};
+        }
+    struct attention_run run = {
+        .attention = {.n_heads = heads->n_heads, .head_size = head_size, .qkv = qkv.data},
+        .kernels = heads->operator->kernels,
+        .tasks = tasks,
+    };
+    OrtStatus *status = make_output(context, n_tokens, n_dims, &run.attention.context);
+    if (!status)
+        status = ort.parallel_for(context, attention_task, n_tasks * heads->n_heads, 0, &run);
+    free(tasks);
+    return status;
+}
+
+static const char *attention_name(const struct custom_op *base) { return (void)base, "PackedAttention"; }
+
+static size_t attention_n_inputs(const struct custom_op *base) { return (void)base, N_ATTENTION_INPUTS; }
+
+static int attention_input_type(const struct custom_op *base, size_t index) {
+    return (void)base, index == CU_SEQLENS ? INT64 : FLOAT;
+}
+
+/* ---- Registration ---- */
+
+static const char *provider(const struct custom_op *base) { return (void)base, NULL; }
+static size_t one_output(const struct custom_op *base) { return (void)base, 1; }
+static int float_output(const struct custom_op *base, size_t index) { return (void)base, (void)index, FLOAT; }
+static int required(const struct custom_op *base, size_t index) { return (void)base, (void)index, REQUIRED; }
+static int default_memory(const struct custom_op *base, size_t index) { return (void)base, (void)index, 0; }
+
+static const struct custom_op linear_op = {
+    .version = API_VERSION,
+    .name = linear_name,
+    .provider = provider,
+    .input_type = linear_input_type,
+    .n_inputs = linear_n_inputs,
+    .output_type = float_output,
+    .n_outputs = one_output,
+    .destroy = linear_destroy,
+    .input_kind = linear_input_kind,
+    .output_kind = required,
+    .input_memory = default_memory,
+    .create = linear_create,
+    .compute = linear_compute,
+};
+
+static const struct custom_op attention_op = {
+    .version = API_VERSION,
+    .name = attention_name,
+    .provider = provider,
+    .input_type = attention_input_type,
+    .n_inputs = attention_n_inputs,
+    .output_type = float_output,
+    .n_outputs = one_output,
+    .destroy = attention_destroy,
+    .input_kind = required,
+    .output_kind = required,
+    .input_memory = default_memory,
+    .create = attention_create,
+    .compute = attention_compute,
+};
+
+/* Does the CPU multiply int8 matrices in a unit of its own (AMX)? ONNX Runtime's products do then, these do not. */
+static bool has_matrix_unit(void) {
+#if defined(__x86_64__)
+    unsigned eax, ebx, ecx, edx;
+    return __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) && edx >> 25 & 1;
+#else
+    return false;
+#endif
+}
+
+/* The name of the fastest kernels for this CPU, or NULL where ONNX Runtime's own operators are the better choice. */
+EXPORT const char *bgem3_kernels(void) {
+    if (has_matrix_unit())
+        return NULL;
+    for (int i = 0; all_kernels[i] != &portable_kernels; i++)
+        if (all_kernels[i]->is_supported())
+            return all_kernels[i]->name;
+    return NULL;
+}
+
+static OrtStatus *choose_kernels(const OrtSessionOptions *options, const struct kernels **chosen) {
+    char name[32] = "";
+    size_t size = sizeof name;
+    TRY(ort.config_entry(options, "bgem3.kernels", name, &size));
+    for (int i = 0; i < N_KERNELS; i++)
+        if (!strcmp(name, all_kernels[i]->name) && all_kernels[i]->is_supported())
+            *chosen = all_kernels[i];
+    return *chosen ? NULL : ort.create_status(INVALID_ARGUMENT, "bgem3.kernels names none that this CPU has");
+}
+
+/* ONNX Runtime calls this for each session's options; `bgem3.kernels` and `bgem3.n_threads` are entries of these. */
+EXPORT OrtStatus *RegisterCustomOps(OrtSessionOptions *options, const OrtApiBase *base) {
+    OrtApi *api = base->get_api(API_VERSION);
+    ORT_FUNCTIONS(LOAD)
+    char n_threads[16] = "";
+    size_t size = sizeof n_threads;
+    TRY(ort.config_entry(options, "bgem3.n_threads", n_threads, &size));
+    const struct kernels *kernels = NULL;
+    TRY(choose_kernels(options, &kernels));
+    struct operator* operators = malloc(2 * sizeof *operators); /* these few bytes outlive the session */
+    if (!operators)
+        return ort.create_status(RUNTIME_EXCEPTION, "out of memory");
+    operators[0] = (struct operator){linear_op, atoi(n_threads), kernels};
+    operators[1] = (struct operator){attention_op, atoi(n_threads), kernels};
+    OrtCustomOpDomain *domain;
+    TRY(ort.create_domain("bgem3", &domain));
+    TRY(ort.add_to_domain(domain, &operators[0]));
+    TRY(ort.add_to_domain(domain, &operators[1]));
+    return ort.add_domain(options, domain);
+}

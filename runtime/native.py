@@ -1,0 +1,32 @@
+"""Our own CPU operators for ONNX Runtime (runtime/kernels): are they built, and which kernels has this CPU?"""
+
+import ctypes
+import importlib.util
+from functools import cache
+from pathlib import Path
+
+NATIVE_GRAPH = "native.onnx"
+"""The graph over these operators, beside the one over ONNX Runtime's own."""
+
+
+@cache
+def library() -> Path | None:
+    """Return the operators' shared library; None if the package was installed where it could not be compiled."""
+    spec = importlib.util.find_spec("bgem3.runtime._kernels")
+    return Path(spec.origin) if spec is not None and spec.origin else None
+
+
+@cache
+def best_kernels() -> str | None:
+    """Name the fastest kernels for this CPU ("AVX2"); None where ONNX Runtime's own operators are to be used.
+
+    That is so where the library is missing, and on CPUs for which it has no kernels: other than x86-64, without AVX2,
+    or with AMX, whose matrix unit ONNX Runtime uses and these kernels do not.
+    """
+    path = library()
+    if path is None:
+        return None
+    name = ctypes.CDLL(str(path)).bgem3_kernels
+    name.restype = ctypes.c_char_p
+    found: bytes | None = name()
+    return found.decode() if found else None
