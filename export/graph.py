@@ -85,9 +85,6 @@ class Graph:
         self._initializers[name] = self.weights.initializer(name)
         return name
 
-    def stored_shape(self, name: str) -> tuple[int, ...]:
-        return tuple(self.weights.initializer(name).dims)
-
     def float32(self, value: str) -> str:
         """Turn a value of the weights' precision into float32."""
         return value if self.weights.dtype == np.float32 else self.node("Cast", [value], to=TensorProto.FLOAT)

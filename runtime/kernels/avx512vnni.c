@@ -15,7 +15,7 @@
 #define LABEL "AVX-512 VNNI"
 #define LANES 16
 #define N_VECTORS 4
-#define SATURATES false
+#define SATURATES 0
 
 typedef float floats __attribute__((vector_size(64)));
 typedef int32_t ints __attribute__((vector_size(64)));
@@ -30,6 +30,10 @@ static inline ints dot(ints sums, ints inputs, ints weights) {
 }
 
 static inline floats multiply_add(floats a, floats b, floats c) { return (floats)_mm512_fmadd_ps(a, b, c); }
+
+static inline floats load_halves(const uint16_t *halves) {
+    return (floats)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)halves));
+}
 
 static inline floats maximum(floats a, floats b) { return (floats)_mm512_max_ps(a, b); }
 

@@ -15,7 +15,7 @@ enum {
     MAX_HEAD_SIZE = 128, /* dimensions of an attention head */
     KEYS_PER_BLOCK = 256,
     QUERIES_PER_TASK = 192,
-    SCRATCH_BYTES = 1 << 20, /* what a task may write to besides its output */
+    SCRATCH_BYTES = 1 << 19, /* what a task may write to besides its output */
 };
 
 /* Parts of four weights of one column that a product adds on its own (`split_excess`). */
@@ -24,24 +24,31 @@ struct excess {
     int8_t weights[4];
 };
 
-/* An int8 product with what surrounds it: rows are quantized, multiplied, scaled, and finished in float32. */
+enum weight_type { INT8_WEIGHT, FLOAT16_WEIGHT, FLOAT32_WEIGHT }; /* 1, 2 and 4 bytes */
+
+static inline int64_t bytes_of(enum weight_type type) { return 1 << type; }
+
+/* A product with what surrounds it, in float32, but for int8 weights: then rows are quantized, multiplied and scaled. */
 struct product {
-    int64_t n_inputs, n_outputs;      /* K, N */
-    int8_t *weight;                   /* as `pack_weight` laid it out */
+    enum weight_type type;
+    int64_t n_inputs, n_outputs; /* K, N */
+    void *weight;                /* as `pack` laid it out */
+    float *bias;                 /* (N padded) */
+    bool gelu;
+    /* The rest is for int8 weights. */
     int32_t *column_sums;             /* (N padded) sums over K of the weight */
     struct excess *excess;            /* of column n: those from excess_starts[n] to excess_starts[n + 1] */
     int64_t *excess_starts;
-    float *scales, *bias, *smoothing; /* (N padded), (N padded) and (K); smoothing may be NULL */
+    float *scales, *smoothing;        /* (N padded) and (K); smoothing may be NULL */
     float n_levels, least_scale;      /* a row's scale is max(largest / n_levels, least_scale) */
     int32_t zero_point;
     bool skewed; /* the largest value of a row counts, not the largest magnitude */
-    bool gelu;
 };
 
 struct attention {
     int64_t n_heads, head_size;
-    const float *qkv; /* (T, 3 D): queries, keys, values */
-    float *context;   /* (T, D) */
+    const float *queries, *keys, *values; /* (T, D) */
+    float *context;                       /* (T, D) */
 };
 
 /* Rows and panels of one task of a product; `residual` (T, N) may be NULL. */
@@ -51,7 +58,7 @@ struct product_task {
     int64_t row_start, row_stop, panel_start, panel_stop;
 };
 
-/* A head's queries of one text: rows of qkv. */
+/* A head's queries of one text, by their rows. */
 struct attention_task {
     int64_t head, text_start, text_stop, query_start, query_stop;
 };
@@ -61,7 +68,7 @@ struct kernels {
     int64_t panel_width; /* columns of weight that lie together */
     bool (*is_supported)(void);
     /* Lay a weight (K, N) out in panels of zeros, and sum its columns; false if there is no memory. */
-    bool (*pack_weight)(const int8_t *weight, struct product *product);
+    bool (*pack)(const void *weight, struct product *product);
     void (*multiply)(const struct product *, const struct product_task *, void *scratch);
     void (*attend)(const struct attention *, const struct attention_task *, void *scratch);
 };

@@ -8,6 +8,8 @@
     dot              adds four products of uint8 inputs and int8 weights to each int32 lane
     multiply_add     a * b + c, rounded once
     maximum          the larger of two floats, lane by lane
+    load_halves      LANES float16 values, as float32
+    transpose        LANES vectors of LANES int32, if SATURATES
 
 Arithmetic is the same, operation by operation, for a row in any company: values do not depend on the batch. */
 
@@ -109,6 +111,8 @@ ALWAYS_INLINE void store_some(float *values, floats vector, int64_t n) {
         memcpy(values, &vector, n * sizeof(float));
 }
 
+#if SATURATES
+
 /* Where int16 may overflow, move what is too much of a pair of weights to a list, for `add_excess`.
 
 255 * 128 fits int16: beyond that are pairs of one sign that add up to more than 128, some in a thousand. */
@@ -139,19 +143,58 @@ static bool split_excess(struct product *product, int64_t panel, int8_t *packed,
     return true;
 }
 
-/* Weights: panel by panel of WIDTH columns, group by group of four inputs, column by column. */
-static bool pack_weight(const int8_t *weight, struct product *product) {
-    int64_t n_inputs = product->n_inputs, n_outputs = product->n_outputs, n_groups = round_up(n_inputs, GROUP) / GROUP;
-    for (int64_t panel = 0, start = 0; start < n_outputs; panel++, start += WIDTH) {
+/* Add the products that `split_excess` left out. A column's sums for the rows are the lanes of a vector. */
+static void add_excess(const struct product *product, const uint8_t *strip, int64_t panel, int32_t *sums) {
+    ints columns[WIDTH];
+    const int64_t *starts = product->excess_starts + panel * WIDTH;
+    const struct excess *excess = product->excess + starts[0];
+    for (int i = 0; i < WIDTH; i++) {
+        ints sum = {0};
+        for (const struct excess *stop = product->excess + starts[i + 1]; excess < stop; excess++) {
+            ints inputs;
+            memcpy(&inputs, strip + excess->group * MAX_ROWS * GROUP, sizeof inputs);
+            sum = dot(sum, inputs, all_groups(excess->weights));
+        }
+        columns[i] = sum;
+    }
+    for (int j = 0; j < N_VECTORS; j++) {
+        ints rows[LANES];
+        transpose(columns + j * LANES, rows);
+        for (int i = 0; i < MAX_ROWS; i++) {
+            ints sum;
+            memcpy(&sum, sums + i * WIDTH + j * LANES, sizeof sum);
+            sum += rows[i];
+            memcpy(sums + i * WIDTH + j * LANES, &sum, sizeof sum);
+        }
+    }
+}
+
+#else
+
+#define split_excess(...) true
+#define add_excess(...)
+
+#endif
+
+/* Lay a weight out panel by panel of WIDTH columns: int8 by groups of four inputs, column by column; floats by inputs. */
+static bool pack(const void *weight, struct product *product) {
+    int64_t size = bytes_of(product->type), n_inputs = product->n_inputs, n_outputs = product->n_outputs;
+    int64_t n_groups = round_up(n_inputs, GROUP) / GROUP, panel_bytes = n_groups * GROUP * WIDTH * size;
+    for (int64_t start = 0; start < n_outputs; start += WIDTH) {
         int64_t n_columns = n_outputs - start < WIDTH ? n_outputs - start : WIDTH;
-        int8_t *packed = product->weight + panel * n_groups * WIDTH * GROUP;
-        memset(packed, 0, n_groups * WIDTH * GROUP);
-        for (int64_t k = 0; k < n_inputs; k++)
-            for (int64_t i = 0; i < n_columns; i++) {
-                packed[(k / GROUP * WIDTH + i) * GROUP + k % GROUP] = weight[k * n_outputs + start + i];
-                product->column_sums[start + i] += weight[k * n_outputs + start + i];
-            }
-        if (SATURATES && !split_excess(product, panel, packed, n_groups))
+        char *panel = (char *)product->weight + start / WIDTH * panel_bytes;
+        memset(panel, 0, panel_bytes);
+        for (int64_t k = 0; k < n_inputs; k++) {
+            const char *from = (const char *)weight + (k * n_outputs + start) * size;
+            if (product->type == INT8_WEIGHT)
+                for (int64_t i = 0; i < n_columns; i++) {
+                    panel[(k / GROUP * WIDTH + i) * GROUP + k % GROUP] = from[i];
+                    product->column_sums[start + i] += (int8_t)from[i];
+                }
+            else
+                memcpy(panel + k * WIDTH * size, from, n_columns * size);
+        }
+        if (product->type == INT8_WEIGHT && !split_excess(product, start / WIDTH, (int8_t *)panel, n_groups))
             return false;
     }
     return true;
@@ -204,27 +247,10 @@ integer_tile(const int n_rows, const uint8_t *strip, const int8_t *panel, int64_
             memcpy(output + i * WIDTH + j * LANES, &sums[i][j], sizeof(ints));
 }
 
-/* Add the products that `split_excess` left out; a lane is a row. */
-static void
-add_excess(const struct product *product, const uint8_t *strip, int n_rows, int64_t panel, int32_t *sums) {
-    const int64_t *starts = product->excess_starts + panel * WIDTH;
-    for (int column = 0; column < WIDTH; column++) {
-        ints sum = {0};
-        for (const struct excess *excess = product->excess + starts[column];
-             excess < product->excess + starts[column + 1]; excess++) {
-            ints inputs;
-            memcpy(&inputs, strip + excess->group * MAX_ROWS * GROUP, sizeof inputs);
-            sum = dot(sum, inputs, all_groups(excess->weights));
-        }
-        for (int i = 0; i < n_rows; i++)
-            sums[i * WIDTH + column] += sum[i];
-    }
-}
-
-/* Multiply up to six rows with a panel (n_terms, WIDTH) of float32, and write the sums. */
+/* Multiply up to six rows with a panel (n_terms, WIDTH) of float32, or of float16, and write the sums. */
 ALWAYS_INLINE void float_tile(
-    const int n_rows, const float *rows, int64_t stride, const float *panel, int64_t n_terms, float *output,
-    int64_t output_stride
+    const int n_rows, const bool is_half, const float *rows, int64_t stride, const void *panel, int64_t n_terms,
+    float *output, int64_t output_stride
 ) {
     floats sums[MAX_ROWS][N_VECTORS];
     for (int i = 0; i < n_rows; i++)
@@ -232,8 +258,10 @@ ALWAYS_INLINE void float_tile(
             sums[i][j] = (floats){0};
     for (int64_t k = 0; k < n_terms; k++) {
         floats terms[N_VECTORS];
-        for (int j = 0; j < N_VECTORS; j++)
-            terms[j] = load(panel + k * WIDTH + j * LANES);
+        for (int j = 0; j < N_VECTORS; j++) {
+            int64_t place = k * WIDTH + j * LANES;
+            terms[j] = is_half ? load_halves((const uint16_t *)panel + place) : load((const float *)panel + place);
+        }
         for (int i = 0; i < n_rows; i++)
             for (int j = 0; j < N_VECTORS; j++)
                 sums[i][j] = multiply_add(all(rows[i * stride + k]), terms[j], sums[i][j]);
@@ -263,30 +291,48 @@ static __attribute__((noinline)) void multiply_floats(
     int n_rows, const float *rows, int64_t stride, const float *panel, int64_t n_terms, float *output,
     int64_t output_stride
 ) {
-    FOR_ROWS(n_rows, float_tile, rows, stride, panel, n_terms, output, output_stride)
+    FOR_ROWS(n_rows, float_tile, false, rows, stride, panel, n_terms, output, output_stride)
 }
 
-/* Turn a tile's sums into the product's outputs: scales, bias, GELU, residual. */
+static __attribute__((noinline)) void multiply_halves(
+    int n_rows, const float *rows, int64_t stride, const uint16_t *panel, int64_t n_terms, float *output
+) {
+    FOR_ROWS(n_rows, float_tile, true, rows, stride, panel, n_terms, output, WIDTH)
+}
+
+/* Turn a tile's integer sums (n_rows, WIDTH) into the floats that they stand for, in their place. */
+static void
+scale_sums(const struct product *product, int64_t panel, int n_rows, const float *row_scales, int32_t *sums) {
+    for (int j = 0; j < N_VECTORS; j++) {
+        int64_t column = panel * WIDTH + j * LANES;
+        ints offset;
+        memcpy(&offset, product->column_sums + column, sizeof offset);
+        offset *= product->zero_point;
+        floats scales = load(product->scales + column);
+        for (int i = 0; i < n_rows; i++) {
+            ints sum;
+            memcpy(&sum, sums + i * WIDTH + j * LANES, sizeof sum);
+            floats value = __builtin_convertvector(sum - offset, floats) * row_scales[i] * scales;
+            memcpy(sums + i * WIDTH + j * LANES, &value, sizeof value);
+        }
+    }
+}
+
+/* Add to a tile's products bias, GELU and residual, and write them. */
 static void finish(
-    const struct product *product, const struct product_task *task, const int32_t *sums, const float *row_scales,
-    int64_t row, int n_rows, int64_t panel
+    const struct product *product, const struct product_task *task, int64_t panel, int64_t row, int n_rows,
+    const float *products
 ) {
     for (int j = 0; j < N_VECTORS; j++) {
         int64_t column = panel * WIDTH + j * LANES, n_columns = product->n_outputs - column;
         if (n_columns <= 0)
             return;
-        ints offset;
-        memcpy(&offset, product->column_sums + column, sizeof offset);
-        offset *= product->zero_point;
-        floats scales = load(product->scales + column), bias = load(product->bias + column);
+        floats bias = load(product->bias + column);
         for (int i = 0; i < n_rows; i++) {
-            ints sum;
-            memcpy(&sum, sums + i * WIDTH + j * LANES, sizeof sum);
-            floats value = __builtin_convertvector(sum - offset, floats) * row_scales[i];
-            value = multiply_add(value, scales, bias);
+            int64_t place = (row + i) * product->n_outputs + column;
+            floats value = load(products + i * WIDTH + j * LANES) + bias;
             if (product->gelu)
                 value = gelu(value);
-            int64_t place = (row + i) * product->n_outputs + column;
             if (task->residual)
                 value += load_some(task->residual + place, n_columns);
             store_some(task->output + place, value, n_columns);
@@ -295,27 +341,38 @@ static void finish(
 }
 
 static void multiply(const struct product *product, const struct product_task *task, void *scratch) {
-    enum { PANEL_BYTES_PER_PASS = 1 << 17 }; /* stay in the second-level cache while rows pass over them */
-    int64_t n_groups = round_up(product->n_inputs, GROUP) / GROUP, panel_bytes = n_groups * WIDTH * GROUP;
-    int64_t strip_bytes = round_up(product->n_inputs, LANES) * MAX_ROWS;
+    enum { BYTES_PER_PASS = 1 << 17 }; /* of panels: they stay in the second-level cache while the rows pass over them */
+    int64_t n_inputs = product->n_inputs, n_groups = round_up(n_inputs, GROUP) / GROUP;
+    int64_t strip_bytes = round_up(n_inputs, LANES) * MAX_ROWS;
+    int64_t panel_bytes = n_groups * GROUP * WIDTH * bytes_of(product->type);
+    int64_t n_panels = BYTES_PER_PASS / panel_bytes > 0 ? BYTES_PER_PASS / panel_bytes : 1;
     float scales[ROWS_PER_TASK];
-    int32_t sums[MAX_ROWS * WIDTH];
-    for (int64_t row = task->row_start; row < task->row_stop; row++) {
+    union {
+        int32_t integers[MAX_ROWS * WIDTH];
+        float floats[MAX_ROWS * WIDTH];
+    } sums;
+    for (int64_t row = task->row_start; product->type == INT8_WEIGHT && row < task->row_stop; row++) {
         int64_t i = row - task->row_start;
         uint8_t *to = (uint8_t *)scratch + i / MAX_ROWS * strip_bytes + i % MAX_ROWS * GROUP;
-        scales[i] = quantize_row(product, task->rows + row * product->n_inputs, to);
+        scales[i] = quantize_row(product, task->rows + row * n_inputs, to);
     }
-    int64_t n_panels = PANEL_BYTES_PER_PASS / panel_bytes > 0 ? PANEL_BYTES_PER_PASS / panel_bytes : 1;
     for (int64_t start = task->panel_start; start < task->panel_stop; start += n_panels) {
         int64_t stop = start + n_panels < task->panel_stop ? start + n_panels : task->panel_stop;
         const uint8_t *strip = scratch;
         for (int64_t row = task->row_start; row < task->row_stop; row += MAX_ROWS, strip += strip_bytes) {
             int n_rows = task->row_stop - row < MAX_ROWS ? task->row_stop - row : MAX_ROWS;
-            for (int64_t panel = start; panel < stop; panel++) {
-                multiply_integers(n_rows, strip, product->weight + panel * panel_bytes, n_groups, sums);
-                if (SATURATES)
-                    add_excess(product, strip, n_rows, panel, sums);
-                finish(product, task, sums, scales + (row - task->row_start), row, n_rows, panel);
+            const float *rows = task->rows + row * n_inputs;
+            for (int64_t i = start; i < stop; i++) {
+                const void *panel = (const char *)product->weight + i * panel_bytes;
+                if (product->type == INT8_WEIGHT) {
+                    multiply_integers(n_rows, strip, panel, n_groups, sums.integers);
+                    add_excess(product, strip, i, sums.integers);
+                    scale_sums(product, i, n_rows, scales + (row - task->row_start), sums.integers);
+                } else if (product->type == FLOAT16_WEIGHT)
+                    multiply_halves(n_rows, rows, n_inputs, panel, n_inputs, sums.floats);
+                else
+                    multiply_floats(n_rows, rows, n_inputs, panel, n_inputs, sums.floats, WIDTH);
+                finish(product, task, i, row, n_rows, sums.floats);
             }
         }
     }
@@ -365,24 +422,23 @@ static float exponentiate(float *scores, int64_t n_keys, struct seen *seen) {
 
 /* Attend from a text's queries to all of its keys, block by block, never holding more than a strip of scores. */
 static void attend(const struct attention *attention, const struct attention_task *task, void *scratch) {
-    int64_t size = attention->head_size, n_dims = attention->n_heads * size, stride = 3 * n_dims;
+    int64_t size = attention->head_size, stride = attention->n_heads * size, offset = task->head * size;
     int64_t padded = round_up(size, WIDTH), n_queries = task->query_stop - task->query_start;
     float *keys = scratch, *values = keys + KEYS_PER_BLOCK * size, *context = values + KEYS_PER_BLOCK * padded;
     float *scores = context + QUERIES_PER_TASK * padded, *queries = scores + MAX_ROWS * KEYS_PER_BLOCK;
     float *part = queries + QUERIES_PER_TASK * size;
     struct seen seen[QUERIES_PER_TASK];
-    const float *first = attention->qkv + task->head * size;
     float scale = 1 / __builtin_sqrtf(size);
     for (int64_t i = 0; i < n_queries; i++) {
         seen[i] = (struct seen){-3e38f, 0};
         memset(context + i * padded, 0, padded * sizeof(float));
         for (int64_t d = 0; d < size; d++)
-            queries[i * size + d] = first[(task->query_start + i) * stride + d] * scale;
+            queries[i * size + d] = attention->queries[(task->query_start + i) * stride + offset + d] * scale;
     }
     for (int64_t start = task->text_start; start < task->text_stop; start += KEYS_PER_BLOCK) {
         int64_t n_keys = task->text_stop - start < KEYS_PER_BLOCK ? task->text_stop - start : KEYS_PER_BLOCK;
-        pack_keys(first + start * stride + n_dims, stride, n_keys, size, keys);
-        pack_values(first + start * stride + 2 * n_dims, stride, n_keys, size, values);
+        pack_keys(attention->keys + start * stride + offset, stride, n_keys, size, keys);
+        pack_values(attention->values + start * stride + offset, stride, n_keys, size, values);
         for (int64_t query = 0; query < n_queries; query += MAX_ROWS) {
             int n_rows = n_queries - query < MAX_ROWS ? n_queries - query : MAX_ROWS;
             for (int64_t key = 0; key < n_keys; key += WIDTH)
@@ -403,7 +459,7 @@ static void attend(const struct attention *attention, const struct attention_tas
         }
     }
     for (int64_t i = 0; i < n_queries; i++) {
-        float *to = attention->context + (task->query_start + i) * n_dims + task->head * size;
+        float *to = attention->context + (task->query_start + i) * stride + offset;
         for (int64_t d = 0; d < size; d++)
             to[d] = context[i * padded + d] / seen[i].sum;
     }
@@ -413,7 +469,7 @@ const struct kernels NAME = {
     .name = LABEL,
     .panel_width = WIDTH,
     .is_supported = is_supported,
-    .pack_weight = pack_weight,
+    .pack = pack,
     .multiply = multiply,
     .attend = attend,
 };

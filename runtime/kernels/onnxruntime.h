@@ -24,7 +24,7 @@ typedef struct {
 } OrtApiBase;
 
 enum { INVALID_ARGUMENT = 2, RUNTIME_EXCEPTION = 6 }; /* OrtErrorCode */
-enum { FLOAT = 1, INT8 = 3, INT64 = 7 };              /* ONNXTensorElementDataType */
+enum { FLOAT = 1, INT8 = 3, INT64 = 7, FLOAT16 = 10 }; /* ONNXTensorElementDataType */
 enum { REQUIRED = 0, OPTIONAL = 1 };                  /* OrtCustomOpInputOutputCharacteristic */
 
 #define ORT_FUNCTIONS(FUNCTION)                                                                                        \

@@ -1,4 +1,4 @@
-/* The operators of domain `bgem3` for ONNX Runtime: QuantizedLinear and PackedAttention.
+/* The operators of domain `bgem3` for ONNX Runtime: Linear and PackedAttention.
 
 They choose the fastest kernels that the CPU has, cut the work into tasks, and run these on the session's threads. */
 
@@ -7,6 +7,12 @@ They choose the fastest kernels that the CPU has, cut the work into tasks, and r
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#endif
+#if defined(__linux__)
+#include <inttypes.h>
+#include <stdio.h>
+#include <sys/mman.h>
+#include <unistd.h>
 #endif
 
 #include "kernels.h"
@@ -41,6 +47,7 @@ static _Thread_local _Alignas(64) char scratch[SCRATCH_BYTES]; /* freed with the
 
 struct operator{
     struct custom_op base;
+    enum weight_type weight_type;
     int64_t n_threads;
     const struct kernels *kernels;
 };
@@ -50,6 +57,8 @@ struct tensor {
     int64_t dimensions[2];
     size_t n_dimensions;
 };
+
+static OrtStatus *out_of_memory(void) { return ort.create_status(RUNTIME_EXCEPTION, "out of memory"); }
 
 static OrtStatus *read_tensor(const OrtValue *value, struct tensor *tensor) {
     *tensor = (struct tensor){0};
@@ -80,11 +89,31 @@ static OrtStatus *make_output(OrtKernelContext *context, int64_t rows, int64_t c
     return ort.tensor_data(value, (void **)data);
 }
 
-static void *allocate(size_t bytes) { return aligned_alloc(64, round_up(bytes > 0 ? bytes : 1, 64)); }
+/* A weight that has been laid out anew is not read again: give the memory of a mapped file's pages back. They stay in the
+page cache, and would be read from there. Memory that is not a file's is left alone. */
+static void release_pages(const void *data, int64_t n_bytes) {
+#if defined(__linux__)
+    uintptr_t page = sysconf(_SC_PAGESIZE), start = round_up((uintptr_t)data, page);
+    uintptr_t stop = ((uintptr_t)data + n_bytes) / page * page;
+    FILE *maps = fopen("/proc/self/maps", "r");
+    char line[4352]; /* a path may have 4096 characters */
+    while (maps && fgets(line, sizeof line, maps)) {
+        uintptr_t from, to;
+        unsigned long file;
+        if (sscanf(line, "%" SCNxPTR "-%" SCNxPTR " %*s %*s %*s %lu", &from, &to, &file) == 3 && file && from <= start &&
+            stop <= to && start < stop)
+            madvise((void *)start, stop - start, MADV_DONTNEED);
+    }
+    if (maps)
+        fclose(maps);
+#else
+    (void)data, (void)n_bytes;
+#endif
+}
 
-/* ---- QuantizedLinear: rows (T, K), weight (K, N), scales (N), bias (N), smoothing (K), residual (T, N) ---- */
+/* ---- Linear: rows (T, K), weight (K, N), bias (N), residual (T, N); for int8 also scales (N) and smoothing (K) ---- */
 
-enum { ROWS, WEIGHT, SCALES, BIAS, SMOOTHING, RESIDUAL, N_LINEAR_INPUTS };
+enum { ROWS, WEIGHT, BIAS, RESIDUAL, SCALES, SMOOTHING, N_LINEAR_INPUTS };
 
 struct linear {
     struct product product;
@@ -100,62 +129,74 @@ static void linear_destroy(void *kernel) {
         free(parts[i]);
 }
 
-/* Copy a constant of n values, padded with zeros to n_padded; zeros alone if it is not given. */
-static OrtStatus *copy_constant(const OrtKernelInfo *info, size_t index, int64_t n, int64_t n_padded, float **copy) {
+static OrtStatus *read_constant(const OrtKernelInfo *info, size_t index, struct tensor *tensor) {
     int is_constant;
     const OrtValue *value;
-    struct tensor tensor;
     TRY(ort.constant_input(info, index, &is_constant, &value));
-    TRY(read_tensor(is_constant ? value : NULL, &tensor));
-    if (tensor.data && (tensor.n_dimensions != 1 || tensor.dimensions[0] != n))
-        return ort.create_status(INVALID_ARGUMENT, "QuantizedLinear: scales, bias or smoothing do not fit the weight");
-    if (!tensor.data && index == SMOOTHING)
+    return read_tensor(is_constant ? value : NULL, tensor);
+}
+
+/* Copy a constant of n values, padded with zeros to n_padded; NULL if it is not given. */
+static OrtStatus *copy_constant(const OrtKernelInfo *info, size_t index, int64_t n, int64_t n_padded, float **copy) {
+    struct tensor tensor;
+    TRY(read_constant(info, index, &tensor));
+    if (!tensor.data)
         return NULL;
-    *copy = allocate(n_padded * sizeof(float));
+    if (tensor.n_dimensions != 1 || tensor.dimensions[0] != n)
+        return ort.create_status(INVALID_ARGUMENT, "Linear: bias, scales or smoothing do not fit the weight");
+    *copy = calloc(n_padded, sizeof(float));
     if (!*copy)
-        return ort.create_status(RUNTIME_EXCEPTION, "QuantizedLinear: out of memory");
-    memset(*copy, 0, n_padded * sizeof(float));
-    if (tensor.data)
-        memcpy(*copy, tensor.data, n * sizeof(float));
+        return out_of_memory();
+    memcpy(*copy, tensor.data, n * sizeof(float));
     return NULL;
+}
+
+static OrtStatus *read_quantization(const OrtKernelInfo *info, int64_t n_padded, struct product *product) {
+    int64_t zero_point, skewed;
+    TRY(ort.integer_attribute(info, "zero_point", &zero_point));
+    TRY(ort.integer_attribute(info, "skewed", &skewed));
+    TRY(ort.float_attribute(info, "n_levels", &product->n_levels));
+    TRY(ort.float_attribute(info, "least_scale", &product->least_scale));
+    product->zero_point = zero_point, product->skewed = skewed;
+    TRY(copy_constant(info, SCALES, product->n_outputs, n_padded, &product->scales));
+    TRY(copy_constant(info, SMOOTHING, product->n_inputs, product->n_inputs, &product->smoothing));
+    if (!product->scales)
+        return ort.create_status(INVALID_ARGUMENT, "Linear: int8 weights need scales");
+    product->column_sums = calloc(n_padded, sizeof(int32_t));
+    product->excess_starts = calloc(n_padded + 1, sizeof(int64_t));
+    return product->column_sums && product->excess_starts ? NULL : out_of_memory();
 }
 
 static OrtStatus *linear_read(struct linear *linear, const OrtKernelInfo *info) {
     const struct kernels *kernels = linear->operator->kernels;
     struct product *product = &linear->product;
-    int64_t zero_point, skewed, gelu;
-    TRY(ort.integer_attribute(info, "zero_point", &zero_point));
-    TRY(ort.integer_attribute(info, "skewed", &skewed));
-    TRY(ort.integer_attribute(info, "gelu", &gelu));
-    TRY(ort.float_attribute(info, "n_levels", &product->n_levels));
-    TRY(ort.float_attribute(info, "least_scale", &product->least_scale));
-    product->zero_point = zero_point, product->skewed = skewed, product->gelu = gelu;
-    int is_constant;
-    const OrtValue *value;
+    int64_t gelu;
     struct tensor weight;
-    TRY(ort.constant_input(info, WEIGHT, &is_constant, &value));
-    TRY(read_tensor(is_constant ? value : NULL, &weight));
+    TRY(ort.integer_attribute(info, "gelu", &gelu));
+    TRY(read_constant(info, WEIGHT, &weight));
     if (weight.n_dimensions != 2 || weight.dimensions[0] > MAX_INPUTS)
-        return ort.create_status(INVALID_ARGUMENT, "QuantizedLinear: weight must be a constant (K, N), K at most 8192");
-    int64_t n_inputs = product->n_inputs = weight.dimensions[0];
-    int64_t n_outputs = product->n_outputs = weight.dimensions[1];
-    int64_t n_padded = round_up(n_outputs, kernels->panel_width);
-    TRY(copy_constant(info, SCALES, n_outputs, n_padded, &product->scales));
-    TRY(copy_constant(info, BIAS, n_outputs, n_padded, &product->bias));
-    TRY(copy_constant(info, SMOOTHING, n_inputs, n_inputs, &product->smoothing));
-    product->weight = allocate(round_up(n_inputs, 4) * n_padded);
-    product->column_sums = calloc(n_padded, sizeof(int32_t));
-    product->excess_starts = calloc(n_padded + 1, sizeof(int64_t));
-    bool is_packed = product->weight && product->column_sums && product->excess_starts &&
-                     kernels->pack_weight(weight.data, product);
-    return is_packed ? NULL : ort.create_status(RUNTIME_EXCEPTION, "QuantizedLinear: out of memory");
+        return ort.create_status(INVALID_ARGUMENT, "Linear: weight must be a constant (K, N), K at most 8192");
+    product->type = linear->operator->weight_type, product->gelu = gelu;
+    product->n_inputs = weight.dimensions[0], product->n_outputs = weight.dimensions[1];
+    int64_t n_padded = round_up(product->n_outputs, kernels->panel_width);
+    TRY(copy_constant(info, BIAS, product->n_outputs, n_padded, &product->bias));
+    if (!product->bias)
+        product->bias = calloc(n_padded, sizeof(float));
+    if (product->type == INT8_WEIGHT)
+        TRY(read_quantization(info, n_padded, product));
+    int64_t size = bytes_of(product->type);
+    product->weight = aligned_alloc(64, round_up(round_up(product->n_inputs, 4) * n_padded * size, 64));
+    if (!product->bias || !product->weight || !kernels->pack(weight.data, product))
+        return out_of_memory();
+    release_pages(weight.data, product->n_inputs * product->n_outputs * size);
+    return NULL;
 }
 
 static OrtStatus *linear_create(const struct custom_op *base, OrtApi *api, const OrtKernelInfo *info, void **kernel) {
     (void)api;
     struct linear *linear = calloc(1, sizeof *linear);
     if (!linear)
-        return ort.create_status(RUNTIME_EXCEPTION, "QuantizedLinear: out of memory");
+        return out_of_memory();
     linear->operator =(const struct operator*) base;
     OrtStatus *status = linear_read(linear, info);
     if (status)
@@ -193,9 +234,9 @@ static OrtStatus *linear_compute(void *kernel, OrtKernelContext *context) {
     TRY(read_input(context, RESIDUAL, &residual));
     int64_t n_rows = rows.dimensions[0];
     if (rows.n_dimensions != 2 || rows.dimensions[1] != product->n_inputs)
-        return ort.create_status(INVALID_ARGUMENT, "QuantizedLinear: rows do not fit the weight");
+        return ort.create_status(INVALID_ARGUMENT, "Linear: rows do not fit the weight");
     if (residual.data && (residual.dimensions[0] != n_rows || residual.dimensions[1] != product->n_outputs))
-        return ort.create_status(INVALID_ARGUMENT, "QuantizedLinear: the residual does not fit the output");
+        return ort.create_status(INVALID_ARGUMENT, "Linear: the residual does not fit the output");
     struct linear_run run = {.linear = linear, .whole = {.rows = rows.data, .residual = residual.data}};
     TRY(make_output(context, n_rows, product->n_outputs, &run.whole.output));
     int64_t n_panels = divide_up(product->n_outputs, linear->operator->kernels->panel_width);
@@ -211,21 +252,22 @@ static OrtStatus *linear_compute(void *kernel, OrtKernelContext *context) {
     return ort.parallel_for(context, linear_task, n_row_blocks * run.n_column_blocks, 0, &run);
 }
 
-static const char *linear_name(const struct custom_op *base) { return (void)base, "QuantizedLinear"; }
+static const char *linear_name(const struct custom_op *base) { return (void)base, "Linear"; }
 
 static size_t linear_n_inputs(const struct custom_op *base) { return (void)base, N_LINEAR_INPUTS; }
 
 static int linear_input_type(const struct custom_op *base, size_t index) {
-    return (void)base, index == WEIGHT ? INT8 : FLOAT;
+    static const int types[] = {[INT8_WEIGHT] = INT8, [FLOAT16_WEIGHT] = FLOAT16, [FLOAT32_WEIGHT] = FLOAT};
+    return index == WEIGHT ? types[((const struct operator*) base)->weight_type] : FLOAT;
 }
 
 static int linear_input_kind(const struct custom_op *base, size_t index) {
     return (void)base, index >= BIAS ? OPTIONAL : REQUIRED;
 }
 
-/* ---- PackedAttention: qkv (T, 3 D), cu_seqlens (B + 1); the texts' queries attend to the keys of their own text ---- */
+/* ---- PackedAttention: queries, keys, values (T, D), cu_seqlens (B + 1); a text's queries attend to its own keys ---- */
 
-enum { QKV, CU_SEQLENS, N_ATTENTION_INPUTS };
+enum { QUERIES, KEYS, VALUES, CU_SEQLENS, N_ATTENTION_INPUTS };
 
 struct heads {
     int64_t n_heads;
@@ -242,7 +284,7 @@ static OrtStatus *attention_create(
     TRY(ort.integer_attribute(info, "n_heads", &n_heads));
     struct heads *heads = malloc(sizeof *heads);
     if (!heads)
-        return ort.create_status(RUNTIME_EXCEPTION, "PackedAttention: out of memory");
+        return out_of_memory();
     *heads = (struct heads){n_heads, (const struct operator*) base};
     *kernel = heads;
     return NULL;
@@ -263,26 +305,29 @@ static void attention_task(void *data, size_t index) {
 
 static OrtStatus *attention_compute(void *kernel, OrtKernelContext *context) {
     const struct heads *heads = kernel;
-    struct tensor qkv, cu_seqlens;
-    TRY(read_input(context, QKV, &qkv));
-    TRY(read_input(context, CU_SEQLENS, &cu_seqlens));
-    int64_t n_tokens = qkv.dimensions[0], n_dims = qkv.dimensions[1] / 3, head_size = n_dims / heads->n_heads;
-    int64_t n_texts = cu_seqlens.dimensions[0] - 1, n_tasks = 0;
-    const int64_t *limits = cu_seqlens.data;
-    if (qkv.n_dimensions != 2 || qkv.dimensions[1] != 3 * heads->n_heads * head_size || head_size > MAX_HEAD_SIZE)
-        return ort.create_status(INVALID_ARGUMENT, "PackedAttention: heads must divide qkv, 128 dimensions at most");
+    struct tensor inputs[N_ATTENTION_INPUTS];
+    for (size_t i = 0; i < N_ATTENTION_INPUTS; i++)
+        TRY(read_input(context, i, &inputs[i]));
+    int64_t n_tokens = inputs[QUERIES].dimensions[0], n_dims = inputs[QUERIES].dimensions[1];
+    int64_t n_texts = inputs[CU_SEQLENS].dimensions[0] - 1, n_tasks = 0, head_size = n_dims / heads->n_heads;
+    const int64_t *limits = inputs[CU_SEQLENS].data;
+    if (n_dims != heads->n_heads * head_size || head_size > MAX_HEAD_SIZE)
+        return ort.create_status(INVALID_ARGUMENT, "PackedAttention: heads must have one size, 128 at most");
+    for (size_t i = QUERIES; i <= VALUES; i++)
+        if (inputs[i].n_dimensions != 2 || inputs[i].dimensions[0] != n_tokens || inputs[i].dimensions[1] != n_dims)
+            return ort.create_status(INVALID_ARGUMENT, "PackedAttention: queries, keys and values must have one shape");
     if (n_texts < 0 || limits[0] != 0 || limits[n_texts] != n_tokens)
-        return ort.create_status(INVALID_ARGUMENT, "PackedAttention: cu_seqlens must run from 0 to the tokens of qkv");
+        return ort.create_status(INVALID_ARGUMENT, "PackedAttention: cu_seqlens must run from 0 to the number of tokens");
     struct attention_task *tasks = malloc((n_tokens / QUERIES_PER_TASK + n_texts + 1) * sizeof *tasks);
     if (!tasks)
-        return ort.create_status(RUNTIME_EXCEPTION, "PackedAttention: out of memory");
+        return out_of_memory();
     for (int64_t text = 0; text < n_texts; text++)
         for (int64_t query = limits[text]; query < limits[text + 1]; query += QUERIES_PER_TASK) {
             int64_t stop = query + QUERIES_PER_TASK < limits[text + 1] ? query + QUERIES_PER_TASK : limits[text + 1];
             tasks[n_tasks++] = (struct attention_task){0, limits[text], limits[text + 1], query, stop};
         }
     struct attention_run run = {
-        .attention = {.n_heads = heads->n_heads, .head_size = head_size, .qkv = qkv.data},
+        .attention = {heads->n_heads, head_size, inputs[QUERIES].data, inputs[KEYS].data, inputs[VALUES].data, NULL},
         .kernels = heads->operator->kernels,
         .tasks = tasks,
     };
@@ -380,14 +425,19 @@ EXPORT OrtStatus *RegisterCustomOps(OrtSessionOptions *options, const OrtApiBase
     TRY(ort.config_entry(options, "bgem3.n_threads", n_threads, &size));
     const struct kernels *kernels = NULL;
     TRY(choose_kernels(options, &kernels));
-    struct operator* operators = malloc(2 * sizeof *operators); /* these few bytes outlive the session */
+    const struct operator chosen[] = {
+        {linear_op, INT8_WEIGHT, atoi(n_threads), kernels},
+        {linear_op, FLOAT16_WEIGHT, atoi(n_threads), kernels},
+        {linear_op, FLOAT32_WEIGHT, atoi(n_threads), kernels},
+        {attention_op, 0, atoi(n_threads), kernels},
+    };
+    struct operator* operators = malloc(sizeof chosen); /* this kilobyte outlives the session */
     if (!operators)
-        return ort.create_status(RUNTIME_EXCEPTION, "out of memory");
-    operators[0] = (struct operator){linear_op, atoi(n_threads), kernels};
-    operators[1] = (struct operator){attention_op, atoi(n_threads), kernels};
+        return out_of_memory();
+    memcpy(operators, chosen, sizeof chosen);
     OrtCustomOpDomain *domain;
     TRY(ort.create_domain("bgem3", &domain));
-    TRY(ort.add_to_domain(domain, &operators[0]));
-    TRY(ort.add_to_domain(domain, &operators[1]));
+    for (size_t i = 0; i < sizeof chosen / sizeof *chosen; i++)
+        TRY(ort.add_to_domain(domain, &operators[i]));
     return ort.add_domain(options, domain);
 }

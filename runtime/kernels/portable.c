@@ -9,7 +9,7 @@
 #define LABEL "portable"
 #define LANES 16
 #define N_VECTORS 4
-#define SATURATES false
+#define SATURATES 0
 
 typedef float floats __attribute__((vector_size(64)));
 typedef int32_t ints __attribute__((vector_size(64)));
@@ -30,6 +30,16 @@ static inline floats multiply_add(floats a, floats b, floats c) {
     for (int i = 0; i < LANES; i++)
         c[i] = fmaf(a[i], b[i], c[i]);
     return c;
+}
+
+/* float16 has 5 bits of exponent: times 2^112, the bits of its exponent and fraction are those of a float32. */
+static inline floats load_halves(const uint16_t *halves) {
+    floats vector;
+    for (int i = 0; i < LANES; i++) {
+        uint32_t bits = (halves[i] & 0x7fffu) << 13 | (halves[i] & 0x8000u) << 16;
+        memcpy((char *)&vector + 4 * i, &bits, 4);
+    }
+    return vector * 0x1p112f;
 }
 
 static inline floats maximum(floats a, floats b) {
