@@ -225,13 +225,13 @@ static float quantize_row(const struct product *product, const float *row, uint8
     return scale;
 }
 
-/* Multiply a strip of up to six quantized rows with a panel, and write the sums (n_rows, WIDTH). */
+/* Multiply a strip of up to six quantized rows with a part of a panel, and add to the sums (n_rows, WIDTH). */
 ALWAYS_INLINE void
 integer_tile(const int n_rows, const uint8_t *strip, const int8_t *panel, int64_t n_groups, int32_t *output) {
     ints sums[MAX_ROWS][N_VECTORS];
     for (int i = 0; i < n_rows; i++)
         for (int j = 0; j < N_VECTORS; j++)
-            sums[i][j] = (ints){0};
+            memcpy(&sums[i][j], output + i * WIDTH + j * LANES, sizeof(ints));
     for (int64_t group = 0; group < n_groups; group++, strip += MAX_ROWS * GROUP) {
         ints weights[N_VECTORS];
         for (int j = 0; j < N_VECTORS; j++, panel += sizeof(ints))
@@ -247,7 +247,7 @@ integer_tile(const int n_rows, const uint8_t *strip, const int8_t *panel, int64_
             memcpy(output + i * WIDTH + j * LANES, &sums[i][j], sizeof(ints));
 }
 
-/* Multiply up to six rows with a panel (n_terms, WIDTH) of float32, or of float16, and write the sums. */
+/* Multiply up to six rows with a panel (n_terms, WIDTH) of float32, or of float16, and add to the sums. */
 ALWAYS_INLINE void float_tile(
     const int n_rows, const bool is_half, const float *rows, int64_t stride, const void *panel, int64_t n_terms,
     float *output, int64_t output_stride
@@ -255,7 +255,7 @@ ALWAYS_INLINE void float_tile(
     floats sums[MAX_ROWS][N_VECTORS];
     for (int i = 0; i < n_rows; i++)
         for (int j = 0; j < N_VECTORS; j++)
-            sums[i][j] = (floats){0};
+            sums[i][j] = load(output + i * output_stride + j * LANES);
     for (int64_t k = 0; k < n_terms; k++) {
         floats terms[N_VECTORS];
         for (int j = 0; j < N_VECTORS; j++) {
@@ -302,14 +302,14 @@ static __attribute__((noinline)) void multiply_halves(
 
 /* Turn a tile's integer sums (n_rows, WIDTH) into the floats that they stand for, in their place. */
 static void
-scale_sums(const struct product *product, int64_t panel, int n_rows, const float *row_scales, int32_t *sums) {
+scale_sums(const struct product *product, int64_t panel, int64_t n_rows, const float *row_scales, int32_t *sums) {
     for (int j = 0; j < N_VECTORS; j++) {
         int64_t column = panel * WIDTH + j * LANES;
         ints offset;
         memcpy(&offset, product->column_sums + column, sizeof offset);
         offset *= product->zero_point;
         floats scales = load(product->scales + column);
-        for (int i = 0; i < n_rows; i++) {
+        for (int64_t i = 0; i < n_rows; i++) {
             ints sum;
             memcpy(&sum, sums + i * WIDTH + j * LANES, sizeof sum);
             floats value = __builtin_convertvector(sum - offset, floats) * row_scales[i] * scales;
@@ -318,63 +318,71 @@ scale_sums(const struct product *product, int64_t panel, int n_rows, const float
     }
 }
 
-/* Add to a tile's products bias, GELU and residual, and write them. */
-static void finish(
-    const struct product *product, const struct product_task *task, int64_t panel, int64_t row, int n_rows,
-    const float *products
-) {
+/* Add to a panel's products bias, GELU and residual, and write them. */
+static void
+finish(const struct product *product, const struct product_task *task, int64_t panel, const float *products) {
     for (int j = 0; j < N_VECTORS; j++) {
         int64_t column = panel * WIDTH + j * LANES, n_columns = product->n_outputs - column;
         if (n_columns <= 0)
             return;
         floats bias = load(product->bias + column);
-        for (int i = 0; i < n_rows; i++) {
-            int64_t place = (row + i) * product->n_outputs + column;
-            floats value = load(products + i * WIDTH + j * LANES) + bias;
+        for (int64_t row = task->row_start; row < task->row_stop; row++, products += WIDTH) {
+            int64_t place = row * product->n_outputs + column;
+            floats value = load(products) + bias;
             if (product->gelu)
                 value = gelu(value);
             if (task->residual)
                 value += load_some(task->residual + place, n_columns);
             store_some(task->output + place, value, n_columns);
         }
+        products += LANES - (task->row_stop - task->row_start) * WIDTH;
     }
 }
 
+/* Panels pass over the rows block by block, each of which stays in the first-level cache meanwhile. */
 static void multiply(const struct product *product, const struct product_task *task, void *scratch) {
-    enum { BYTES_PER_PASS = 1 << 17 }; /* of panels: they stay in the second-level cache while the rows pass over them */
-    int64_t n_inputs = product->n_inputs, n_groups = round_up(n_inputs, GROUP) / GROUP;
+    enum { BLOCK_BYTES = 1 << 14 };
+    int64_t n_inputs = product->n_inputs, row_bytes = WIDTH * bytes_of(product->type);
+    int64_t panel_bytes = round_up(n_inputs, GROUP) * row_bytes, block_size = BLOCK_BYTES / row_bytes;
     int64_t strip_bytes = round_up(n_inputs, LANES) * MAX_ROWS;
-    int64_t panel_bytes = n_groups * GROUP * WIDTH * bytes_of(product->type);
-    int64_t n_panels = BYTES_PER_PASS / panel_bytes > 0 ? BYTES_PER_PASS / panel_bytes : 1;
+    int64_t n_rows = task->row_stop - task->row_start;
+    const float *rows = task->rows + task->row_start * n_inputs;
     float scales[ROWS_PER_TASK];
     union {
-        int32_t integers[MAX_ROWS * WIDTH];
-        float floats[MAX_ROWS * WIDTH];
+        int32_t integers[ROWS_PER_TASK * WIDTH];
+        float floats[ROWS_PER_TASK * WIDTH];
     } sums;
-    for (int64_t row = task->row_start; product->type == INT8_WEIGHT && row < task->row_stop; row++) {
-        int64_t i = row - task->row_start;
-        uint8_t *to = (uint8_t *)scratch + i / MAX_ROWS * strip_bytes + i % MAX_ROWS * GROUP;
-        scales[i] = quantize_row(product, task->rows + row * n_inputs, to);
-    }
-    for (int64_t start = task->panel_start; start < task->panel_stop; start += n_panels) {
-        int64_t stop = start + n_panels < task->panel_stop ? start + n_panels : task->panel_stop;
-        const uint8_t *strip = scratch;
-        for (int64_t row = task->row_start; row < task->row_stop; row += MAX_ROWS, strip += strip_bytes) {
-            int n_rows = task->row_stop - row < MAX_ROWS ? task->row_stop - row : MAX_ROWS;
-            const float *rows = task->rows + row * n_inputs;
-            for (int64_t i = start; i < stop; i++) {
-                const void *panel = (const char *)product->weight + i * panel_bytes;
+    uint8_t *quantized = scratch;
+    if (product->type == INT8_WEIGHT)
+        for (int64_t i = 0; i < n_rows; i++) {
+            uint8_t *to = quantized + i / MAX_ROWS * strip_bytes + i % MAX_ROWS * GROUP;
+            scales[i] = quantize_row(product, rows + i * n_inputs, to);
+        }
+    for (int64_t panel = task->panel_start; panel < task->panel_stop; panel++) {
+        memset(&sums, 0, sizeof sums);
+        for (int64_t k = 0; k < n_inputs; k += block_size) {
+            int64_t n_terms = n_inputs - k < block_size ? n_inputs - k : block_size;
+            const void *block = (const char *)product->weight + panel * panel_bytes + k * row_bytes;
+            for (int64_t i = 0; i < n_rows; i += MAX_ROWS) {
+                int n = n_rows - i < MAX_ROWS ? n_rows - i : MAX_ROWS;
                 if (product->type == INT8_WEIGHT) {
-                    multiply_integers(n_rows, strip, panel, n_groups, sums.integers);
-                    add_excess(product, strip, i, sums.integers);
-                    scale_sums(product, i, n_rows, scales + (row - task->row_start), sums.integers);
+                    const uint8_t *strip = quantized + i / MAX_ROWS * strip_bytes + k * MAX_ROWS;
+                    int64_t n_groups = round_up(n_terms, GROUP) / GROUP;
+                    multiply_integers(n, strip, block, n_groups, sums.integers + i * WIDTH);
                 } else if (product->type == FLOAT16_WEIGHT)
-                    multiply_halves(n_rows, rows, n_inputs, panel, n_inputs, sums.floats);
+                    multiply_halves(n, rows + i * n_inputs + k, n_inputs, block, n_terms, sums.floats + i * WIDTH);
                 else
-                    multiply_floats(n_rows, rows, n_inputs, panel, n_inputs, sums.floats, WIDTH);
-                finish(product, task, i, row, n_rows, sums.floats);
+                    multiply_floats(
+                        n, rows + i * n_inputs + k, n_inputs, block, n_terms, sums.floats + i * WIDTH, WIDTH
+                    );
             }
         }
+        if (product->type == INT8_WEIGHT) {
+            for (int64_t i = 0; i < n_rows; i += MAX_ROWS)
+                add_excess(product, quantized + i / MAX_ROWS * strip_bytes, panel, sums.integers + i * WIDTH);
+            scale_sums(product, panel, n_rows, scales, sums.integers);
+        }
+        finish(product, task, panel, sums.floats);
     }
 }
 
@@ -426,7 +434,6 @@ static void attend(const struct attention *attention, const struct attention_tas
     int64_t padded = round_up(size, WIDTH), n_queries = task->query_stop - task->query_start;
     float *keys = scratch, *values = keys + KEYS_PER_BLOCK * size, *context = values + KEYS_PER_BLOCK * padded;
     float *scores = context + QUERIES_PER_TASK * padded, *queries = scores + MAX_ROWS * KEYS_PER_BLOCK;
-    float *part = queries + QUERIES_PER_TASK * size;
     struct seen seen[QUERIES_PER_TASK];
     float scale = 1 / __builtin_sqrtf(size);
     for (int64_t i = 0; i < n_queries; i++) {
@@ -441,6 +448,7 @@ static void attend(const struct attention *attention, const struct attention_tas
         pack_values(attention->values + start * stride + offset, stride, n_keys, size, values);
         for (int64_t query = 0; query < n_queries; query += MAX_ROWS) {
             int n_rows = n_queries - query < MAX_ROWS ? n_queries - query : MAX_ROWS;
+            memset(scores, 0, MAX_ROWS * KEYS_PER_BLOCK * sizeof(float));
             for (int64_t key = 0; key < n_keys; key += WIDTH)
                 multiply_floats(
                     n_rows, queries + query * size, size, keys + key * size, size, scores + key, KEYS_PER_BLOCK
@@ -448,14 +456,12 @@ static void attend(const struct attention *attention, const struct attention_tas
             float factors[MAX_ROWS];
             for (int i = 0; i < n_rows; i++)
                 factors[i] = exponentiate(scores + i * KEYS_PER_BLOCK, n_keys, &seen[query + i]);
-            for (int64_t d = 0; d < padded; d += WIDTH) {
-                multiply_floats(n_rows, scores, KEYS_PER_BLOCK, values + d * n_keys, n_keys, part, WIDTH);
-                for (int i = 0; i < n_rows; i++)
-                    for (int64_t j = 0; j < WIDTH; j += LANES) {
-                        float *sum = context + (query + i) * padded + d + j;
-                        store(sum, multiply_add(load(sum), all(factors[i]), load(part + i * WIDTH + j)));
-                    }
-            }
+            float *sums = context + query * padded;
+            for (int64_t i = 0; i < n_rows; i++)
+                for (int64_t d = 0; d < padded; d += LANES)
+                    store(sums + i * padded + d, load(sums + i * padded + d) * factors[i]);
+            for (int64_t d = 0; d < padded; d += WIDTH)
+                multiply_floats(n_rows, scores, KEYS_PER_BLOCK, values + d * n_keys, n_keys, sums + d, padded);
         }
     }
     for (int64_t i = 0; i < n_queries; i++) {
