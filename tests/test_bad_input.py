@@ -685,11 +685,15 @@ def naming(name: str, path: str | None = None) -> Callable[[Path], object]:
     return damage
 
 
-def replaced(name: str, content: bytes) -> Callable[[Path], object]:
-    """Replace a file and fix the manifest, so that only the reader of the file can notice."""
+CPU_GRAPHS = ["fp32/cpu.onnx", "fp32/native.onnx"]
+
+
+def replaced(names: list[str], content: bytes) -> Callable[[Path], object]:
+    """Replace files and fix the manifest, so that only the reader of a file can notice."""
 
     def damage(folder: Path) -> None:
-        (folder / name).write_bytes(content)
+        for name in names:
+            (folder / name).write_bytes(content)
         fix_manifest(folder)
 
     return damage
@@ -700,12 +704,13 @@ def weights_at(location: str) -> Callable[[Path], object]:
 
     def damage(folder: Path) -> None:
         shutil.copy(folder / "fp32/weights.bin", folder.parent / "outside.bin")
-        model = onnx.load(folder / "fp32/cpu.onnx", load_external_data=False)
-        for tensor in model.graph.initializer:
-            for entry in tensor.external_data:
-                if entry.key == "location":
-                    entry.value = location.format(parent=folder.parent)
-        (folder / "fp32/cpu.onnx").write_bytes(model.SerializeToString())
+        for graph in CPU_GRAPHS:
+            model = onnx.load(folder / graph, load_external_data=False)
+            for tensor in model.graph.initializer:
+                for entry in tensor.external_data:
+                    if entry.key == "location":
+                        entry.value = location.format(parent=folder.parent)
+            (folder / graph).write_bytes(model.SerializeToString())
         fix_manifest(folder)
 
     return damage
@@ -775,22 +780,24 @@ OUT = "a path out of the folder; do not use this artifact"
         pytest.param(naming("/etc/passwd"), ["names '/etc/passwd'", OUT], id="path_absolute"),
         pytest.param(naming("a\\..\\b"), [r"names 'a\\\\\.\.\\\\b'", OUT], id="path_with_backslashes"),
         pytest.param(
-            replaced("fp32/cpu.onnx", b"garbage" * 99),
-            [r"ONNX Runtime \S+ cannot open .*fp32/cpu.onnx", "[Pp]rotobuf", "bgem3 verify", AGAIN],
+            replaced(CPU_GRAPHS, b"garbage" * 99),
+            [r"ONNX Runtime \S+ cannot open .*fp32/(cpu|native).onnx", "[Pp]rotobuf", "bgem3 verify", AGAIN],
             id="graph_garbage",
         ),
-        pytest.param(replaced("fp32/cpu.onnx", b""), ["cannot open .*cpu.onnx", "bgem3 verify"], id="graph_empty"),
-        pytest.param(replaced("fp32/weights.bin", b"short"), ["cannot open .*cpu.onnx", AGAIN], id="weights_short"),
-        pytest.param(weights_at("../../outside.bin"), ["cannot open .*cpu.onnx", "escapes"], id="graph_to_parent"),
+        pytest.param(replaced(CPU_GRAPHS, b""), ["cannot open .*fp32", "bgem3 verify"], id="graph_empty"),
+        pytest.param(replaced(["fp32/weights.bin"], b"short"), ["cannot open .*fp32", AGAIN], id="weights_short"),
+        pytest.param(weights_at("../../outside.bin"), ["cannot open .*fp32", "escapes"], id="graph_to_parent"),
         pytest.param(weights_at("{parent}/outside.bin"), ["cannot open", "[Aa]bsolute path"], id="graph_to_absolute"),
         pytest.param(
-            replaced("tokenizer.json", b"garbage"), ["tokenizer.json is not a tokenizer file", AGAIN], id="tokenizer"
+            replaced(["tokenizer.json"], b"garbage"), ["tokenizer.json is not a tokenizer file", AGAIN], id="tokenizer"
         ),
         pytest.param(
-            replaced("tokenizer.json", b"{}"), ["tokenizer.json is not a tokenizer file", AGAIN], id="tokenizer_empty"
+            replaced(["tokenizer.json"], b"{}"), ["tokenizer.json is not a tokenizer file", AGAIN], id="tokenizer_empty"
         ),
         pytest.param(
-            replaced("tokenizer.json", b"\xff\xfe"), ["tokenizer.json is not a tokenizer", AGAIN], id="tokenizer_binary"
+            replaced(["tokenizer.json"], b"\xff\xfe"),
+            ["tokenizer.json is not a tokenizer", AGAIN],
+            id="tokenizer_binary",
         ),
     ],
 )

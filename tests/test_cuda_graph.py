@@ -59,18 +59,18 @@ def test_the_cuda_graph_has_the_operators_it_was_designed_with(random_artifact: 
 
 
 @pytest.mark.parametrize("precision", ["fp16", "fp32"])
-def test_both_devices_graphs_share_one_weights_file(random_artifact: Path, precision: str) -> None:
+def test_all_graphs_share_one_weights_file(random_artifact: Path, precision: str) -> None:
     tensors = {}
-    for device in ("cpu", "cuda"):
-        model = onnx.load(random_artifact / precision / f"{device}.onnx", load_external_data=False)
-        tensors[device] = {
+    for graph in ("cpu", "cuda", "native"):
+        model = onnx.load(random_artifact / precision / f"{graph}.onnx", load_external_data=False)
+        tensors[graph] = {
             tensor.name: [(entry.key, entry.value) for entry in tensor.external_data]
             for tensor in model.graph.initializer
             if tensor.data_location == onnx.TensorProto.EXTERNAL
         }
-    assert tensors["cuda"] == tensors["cpu"]
+    assert tensors["cuda"] == tensors["cpu"] == tensors["native"]
     names = {path.name for path in (random_artifact / precision).iterdir()}
-    assert names == {"weights.bin", "cpu.onnx", "cuda.onnx"}
+    assert names == {"weights.bin", "cpu.onnx", "cuda.onnx", "native.onnx"}
 
 
 def test_every_attention_node_is_packed_and_sees_only_the_limits_of_texts(random_artifact: Path) -> None:

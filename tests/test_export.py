@@ -34,7 +34,7 @@ def test_the_manifest_says_what_was_exported_with_what_and_how_close_it_came(
     assert set(manifest["versions"]) >= {"bgem3", "onnx", "onnxruntime", "torch", "transformers"}
     assert set(manifest["parity"]) == {
         "portable/model.onnx",
-        *(f"{precision}/{device}.onnx" for precision in ("fp16", "fp32") for device in ("cpu", "cuda")),
+        *(f"{precision}/{graph}.onnx" for precision in ("fp16", "fp32") for graph in ("cpu", "cuda", "native")),
     }
     assert manifest["parity"]["fp32/cpu.onnx"]["dense_max_difference"] < 1e-6
     assert manifest["parity"]["fp16/cpu.onnx"]["n_tokens"] > 1000

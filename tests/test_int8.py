@@ -84,7 +84,8 @@ def test_the_graph_multiplies_in_int8_and_keeps_the_heads_in_float32(artifact: P
     assert counts["Gemm"] == 2
     kinds = Counter(tensor.data_type for tensor in model.graph.initializer if tensor.external_data)
     assert kinds[TensorProto.INT8] == QUANTIZED + 1  # and the token embeddings
-    assert {path.name for path in (artifact / "int8").iterdir()} == {"weights.bin", "cpu.onnx", "probe.onnx"}
+    files = {"weights.bin", "cpu.onnx", "native.onnx", "probe.onnx"}
+    assert {path.name for path in (artifact / "int8").iterdir()} == files
 
 
 def test_int8_takes_little_more_than_a_byte_a_weight(artifact: Path) -> None:

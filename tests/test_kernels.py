@@ -93,7 +93,12 @@ def linear(
 def attend(qkv: Array, cu_seqlens: list[int], n_heads: int, kernels: str) -> Array:
     queries, keys, values = (np.ascontiguousarray(part) for part in np.split(qkv, 3, axis=1))
     limits = np.array(cu_seqlens, np.int64)
-    inputs = [("queries", queries), ("keys", keys), ("values", values), ("cu_seqlens", limits)]
+    inputs: list[tuple[str, Array | None]] = [
+        ("queries", queries),
+        ("keys", keys),
+        ("values", values),
+        ("cu_seqlens", limits),
+    ]
     return run("PackedAttention", inputs, kernels, n_heads=n_heads)
 
 
@@ -125,7 +130,9 @@ def test_a_product_of_int8_weights_is_its_formula(
 @pytest.mark.parametrize("kernels", KERNELS)
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])
-def test_a_product_of_float_weights_is_its_formula(kernels: str, shape: tuple[int, int, int], dtype: type) -> None:
+def test_a_product_of_float_weights_is_its_formula(
+    kernels: str, shape: tuple[int, int, int], dtype: type[np.generic]
+) -> None:
     rng = np.random.default_rng(5)
     n_rows, n_inputs, n_outputs = shape
     rows, residual = (rng.standard_normal((n_rows, n), np.float32) for n in (n_inputs, n_outputs))
@@ -174,7 +181,9 @@ def test_gelu_is_exact_to_two_millionths(kernels: str) -> None:
 
 @pytest.mark.parametrize("kernels", KERNELS)
 @pytest.mark.parametrize("dtype", [np.int8, np.float16, np.float32])
-def test_a_row_has_the_same_bits_in_any_company_and_on_any_number_of_threads(kernels: str, dtype: type) -> None:
+def test_a_row_has_the_same_bits_in_any_company_and_on_any_number_of_threads(
+    kernels: str, dtype: type[np.generic]
+) -> None:
     rng = np.random.default_rng(2)
     rows = rng.standard_normal((101, 96), np.float32)
     weight = random_weight(rng, 96, 200).astype(dtype)
@@ -186,7 +195,7 @@ def test_a_row_has_the_same_bits_in_any_company_and_on_any_number_of_threads(ker
 
 
 @pytest.mark.parametrize("dtype", [np.int8, np.float16, np.float32])
-def test_products_have_the_same_bits_on_all_kernels(dtype: type) -> None:
+def test_products_have_the_same_bits_on_all_kernels(dtype: type[np.generic]) -> None:
     rng = np.random.default_rng(3)
     rows, weight = rng.standard_normal((50, 300), np.float32), random_weight(rng, 300, 100).astype(dtype)
     residual = rng.standard_normal((50, 100), np.float32)

@@ -1,0 +1,98 @@
+"""The graph over our own CPU operators computes what the one over ONNX Runtime's does, and is taken where it can be."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from bgem3.export.reference import SENTENCES
+from bgem3.runtime import BGEM3Model, Embeddings, native
+from bgem3.runtime.artifact import read_artifact
+from bgem3.runtime.native import NATIVE_GRAPH, best_kernels, library
+from bgem3.runtime.parity import check_graphs
+from bgem3.runtime.session import CpuSession
+
+needs_library = pytest.mark.skipif(library() is None, reason="the operators were not compiled: no C compiler was found")
+TEXTS = ["", *SENTENCES, " ".join(SENTENCES)]
+KERNELS = [name for name in ("none", "portable", best_kernels()) if name]
+
+
+@pytest.fixture(scope="module")
+def artifact(demo_checkpoint: Path, export_to_folder: Callable[..., Path]) -> Path:
+    return export_to_folder(demo_checkpoint, ("fp16", "fp32", "int8"))
+
+
+def load(artifact: Path, precision: str, kernels: str) -> BGEM3Model:
+    read = read_artifact(artifact)
+    _, path = read.graph(precision, "cpu")
+    return BGEM3Model(read, CpuSession(path, precision, n_threads=2, kernels=kernels))
+
+
+def encode(artifact: Path, precision: str, kernels: str, texts: list[str]) -> Embeddings:
+    with load(artifact, precision, kernels) as model:
+        return model.encode(texts)
+
+
+@needs_library
+@pytest.mark.parametrize(("precision", "bound"), [("fp32", 1e-5), ("fp16", 1e-5), ("int8", 2e-2)])
+@pytest.mark.parametrize("kernels", KERNELS[1:])
+def test_both_graphs_give_the_same(artifact: Path, precision: str, bound: float, kernels: str) -> None:
+    expected, found = (encode(artifact, precision, name, TEXTS) for name in ("none", kernels))
+    np.testing.assert_allclose(found.dense, expected.dense, atol=bound)
+    np.testing.assert_allclose(found.multivector.packed, expected.multivector.packed, atol=bound)
+    np.testing.assert_allclose(found.sparse.toarray(), expected.sparse.toarray(), atol=bound)
+
+
+@needs_library
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+@pytest.mark.parametrize("kernels", KERNELS)
+def test_a_text_has_the_same_bits_alone_and_in_company(artifact: Path, precision: str, kernels: str) -> None:
+    with load(artifact, precision, kernels) as model:
+        together = model.encode(TEXTS)
+        for i, text in enumerate(TEXTS):
+            alone = model.encode([text])
+            np.testing.assert_array_equal(alone.dense[0], together.dense[i])
+            np.testing.assert_array_equal(alone.multivector[0], together.multivector[i])
+            np.testing.assert_array_equal(alone.sparse.toarray()[0], together.sparse[[i]].toarray()[0])
+
+
+@needs_library
+def test_heads_that_are_not_asked_for_change_nothing(artifact: Path) -> None:
+    with load(artifact, "int8", "portable") as model:
+        np.testing.assert_array_equal(model.encode(TEXTS, ("dense",)).dense, model.encode(TEXTS).dense)
+
+
+def test_the_native_graph_has_two_kinds_of_operators_of_ours(artifact: Path) -> None:
+    for precision in ("fp16", "int8"):
+        graph = onnx.load(artifact / precision / NATIVE_GRAPH, load_external_data=False).graph
+        kinds = [node.op_type for node in graph.node if node.domain == "bgem3"]
+        assert (kinds.count("Linear"), kinds.count("PackedAttention")) == (6 * 2, 2)  # of the demo's two layers
+        assert len(kinds) == 7 * 2
+
+
+def test_without_kernels_onnxruntimes_operators_serve(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bgem3.runtime.session.best_kernels", lambda: None)
+    monkeypatch.setattr("bgem3.runtime.parity.best_kernels", lambda: None)
+    path = artifact / "fp32/cpu.onnx"
+    assert CpuSession(path, "fp32", n_threads=1).kernels == "none"
+    reports = check_graphs(read_artifact(artifact), lambda model: {"missed": []}, precision="fp32")
+    assert "no kernels" in reports["fp32/native.onnx"]["not_run"]
+    assert "not_run" not in reports["fp32/cpu.onnx"]
+
+
+def test_where_the_library_was_not_compiled_there_are_no_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "library", lambda: None)
+    best_kernels.cache_clear()
+    try:
+        assert best_kernels() is None
+    finally:
+        best_kernels.cache_clear()
+
+
+@needs_library
+def test_an_artifact_of_an_older_version_has_no_native_graph(artifact: Path, tmp_path: Path) -> None:
+    for name in ("cpu.onnx", "weights.bin"):
+        (tmp_path / name).write_bytes((artifact / "fp32" / name).read_bytes())
+    assert CpuSession(tmp_path / "cpu.onnx", "fp32", n_threads=1).kernels == "none"
