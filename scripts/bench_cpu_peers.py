@@ -302,6 +302,7 @@ def measure(arguments: argparse.Namespace, settings: dict[str, Any], folder: Pat
     exact = ExactTexts(tokenizer, spec, known)
     texts = {f"{n_texts}x{n_tokens}": exact(n_tokens, n_texts) for n_texts, n_tokens in SHAPES}
     texts[MIX] = read_texts(arguments.passages, arguments.n_passages, arguments.n_questions, sentences)
+    texts = {shape: of_shape for shape, of_shape in texts.items() if shape in arguments.shapes}
     lengths = {shape: tokenizer(of_shape, MAX_LENGTH).lengths for shape, of_shape in texts.items()}
     settings |= {
         "threads": arguments.threads,
@@ -460,6 +461,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--contestants", nargs="+", default=("bgem3", *PEERS), choices=("bgem3", *PEERS, "openvino-bf16")
     )
+    shapes = [*(f"{n_texts}x{n_tokens}" for n_texts, n_tokens in SHAPES), MIX]
+    parser.add_argument("--shapes", nargs="+", default=shapes, choices=shapes, help="the mix is compared: keep it")
     parser.add_argument("--environments", type=Path, help="folder of the peers' Python environments")
     parser.add_argument("--make-environments", action="store_true", help="make those that are missing, with pip")
     for kind in PACKAGES:
