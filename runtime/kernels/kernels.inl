@@ -65,8 +65,8 @@ ALWAYS_INLINE floats exponential(floats x) {
     return sum * (floats)(exponent << 23);
 }
 
-/* x * Phi(x), to 2e-6. Phi(x) - 1/2 = x * P(2 x^2 / 25 - 1) for |x| <= 5, beyond which it is constant to float32;
-P minimises the largest error of the product (tests/test_kernels.py fits it again). */
+/* x * Phi(x), to 2e-6. Phi(x) - 1/2 is taken as x * P(2 x^2 / 25 - 1) for |x| <= 5 and as constant beyond. P is fitted by
+least squares on Chebyshev nodes, reweighted until the largest errors of the whole product are alike. */
 ALWAYS_INLINE floats gelu(floats x) {
     static const float coefficients[] = {
         0.14136378f,    -0.070296653f,  0.05152142f,    -0.040432949f, 0.031426229f,  -0.023336731f,  0.016497657f,
@@ -115,7 +115,7 @@ ALWAYS_INLINE void store_some(float *values, floats vector, int64_t n) {
 
 /* Where int16 may overflow, move what is too much of a pair of weights to a list, for `add_excess`.
 
-255 * 128 fits int16: beyond that are pairs of one sign that add up to more than 128, some in a thousand. */
+255 * 128 fits int16: beyond that are pairs of one sign that add up to more than 128, about two in a hundred. */
 static bool split_excess(struct product *product, int64_t panel, int8_t *packed, int64_t n_groups) {
     for (int64_t column = 0; column < WIDTH; column++) {
         int64_t n = product->excess_starts[panel * WIDTH + column];
@@ -359,7 +359,7 @@ static void multiply(const struct product *product, const struct product_task *t
             scales[i] = quantize_row(product, rows + i * n_inputs, to);
         }
     for (int64_t panel = task->panel_start; panel < task->panel_stop; panel++) {
-        memset(&sums, 0, sizeof sums);
+        memset(&sums, 0, round_up(n_rows, MAX_ROWS) * WIDTH * sizeof(float));
         for (int64_t k = 0; k < n_inputs; k += block_size) {
             int64_t n_terms = n_inputs - k < block_size ? n_inputs - k : block_size;
             const void *block = (const char *)product->weight + panel * panel_bytes + k * row_bytes;
