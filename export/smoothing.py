@@ -46,21 +46,24 @@ def fit_smoothing(rows: Array, weight: Array, sensitivity: Array, *, is_shifted:
     sensitivity : float32 (N,), how much an error in each output channel matters
     is_shifted : whether there may be shifts; else they are 0
     """
-    x, w = torch.from_numpy(rows), torch.from_numpy(weight * sensitivity**0.5)
-    energy, variance = w.square().sum(1), x.var(0, correction=0)
+    x = torch.from_numpy(rows)
+    w = torch.from_numpy(np.abs(weight.T) * sensitivity[:, None] ** 0.5)  # (N, K)
+    energy, variance = w.square().sum(0), x.var(0, correction=0)
     middle = (x.amax(0) + x.amin(0)) / 2 * is_shifted
     width = (x - middle).abs().amax(0).clamp(min=SMALLEST)
-    log_factors = (width / w.abs().amax(1).clamp(min=SMALLEST)).log() / 2  # SmoothQuant's with alpha 0.5
+    log_factors = (width / w.amax(0).clamp(min=SMALLEST)).log() / 2  # SmoothQuant's with alpha 0.5
     log_factors -= log_factors.mean()
     moves = torch.zeros_like(middle)
     variables = [log_factors, moves] if is_shifted else [log_factors]
     optimizer = torch.optim.Adam([variable.requires_grad_() for variable in variables], lr=STEP_SIZE)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, N_STEPS)
     for _ in range(N_STEPS):
-        factors = log_factors.exp()
-        largest = ((x - middle - moves * width) / factors).abs().amax(1)  # (R,)
+        shifts, factors = middle + moves * width, log_factors.exp()
+        with torch.no_grad():  # the gradient of a maximum needs only its place
+            of_row, of_column = ((x - shifts) / factors).abs().argmax(1), (w * factors).argmax(1)  # (R,), (N,)
+        largest = (x.gather(1, of_row[:, None])[:, 0] - shifts[of_row]) / factors[of_row]
+        columns = w.gather(1, of_column[:, None])[:, 0] * factors[of_column]
         of_rows = largest.square().mean() * (factors.square() * energy).sum()
-        columns = (w * factors[:, None]).abs().amax(0)  # (N,)
         of_weights = columns.square().sum() * (variance / factors.square()).sum()
         optimizer.zero_grad()
         torch.log(of_rows + WEIGHT_SHARE * of_weights).backward()
