@@ -1,18 +1,19 @@
-"""What calibration texts show of a checkpoint: each channel's range, and what quantizing each group would cost."""
+"""What calibration texts show of a checkpoint: samples of each group's input, and what quantizing it would cost."""
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
 from bgem3.export.checkpoint import Checkpoint
-from bgem3.export.quantization import Array, dequantized_rows, groups, parts, quantize_weight
+from bgem3.export.quantization import Array, QuantizedWeight, dequantized_rows, groups, parts
 from bgem3.export.reference import last_states
+from bgem3.export.rounding import round_weight
+from bgem3.export.smoothing import Smoothing
 
-ROWS_PER_TEXT = 4  # kept of each text's input, evenly spaced
+ROWS_PER_TEXT = 16  # kept of each text's input, evenly spaced
 MODULES = {
     "query": "attention.self.query",
     "attention_output": "attention.output.dense",
@@ -22,52 +23,53 @@ MODULES = {
 """The module of a layer that takes a group's input."""
 
 
-@dataclass(kw_only=True)
-class GroupInput:
-    """What was seen of a group's input: the largest magnitude (K,) of each channel, and a sample of its rows (R, K)."""
-
-    largest: Array
-    sample: Array
-
-
-def observe_inputs(checkpoint: Checkpoint, texts: list[str], *, show_progress: bool = False) -> dict[str, GroupInput]:
-    """Run texts one by one and return, by group, what its input was like; memory grows by a few rows a text."""
-    seen: dict[str, GroupInput] = {}
+def sample_inputs(checkpoint: Checkpoint, texts: list[str], *, show_progress: bool = False) -> dict[str, Array]:
+    """Run texts one by one and return, by group, a sample (R, K) of the rows of its input: a few of each text."""
+    samples: dict[str, list[Array]] = {}
 
     def observe(group: str, rows: Array) -> None:
-        largest = np.abs(rows).max(axis=0)
-        sample = rows[np.unique(np.linspace(0, len(rows) - 1, ROWS_PER_TEXT).astype(np.int64))]
-        if group in seen:
-            largest = np.maximum(seen[group].largest, largest)
-            sample = np.concatenate([seen[group].sample, sample])
-        seen[group] = GroupInput(largest=largest, sample=sample)
+        kept = np.unique(np.linspace(0, len(rows) - 1, ROWS_PER_TEXT).astype(np.int64))
+        samples.setdefault(group, []).append(rows[kept])
 
     _run(checkpoint, texts, observe, "calibrating", show_progress)
-    return seen
+    return {group: np.concatenate(rows) for group, rows in samples.items()}
 
 
-def quantization_errors(
-    inputs: dict[str, GroupInput], tensors: dict[str, Array], factors: dict[str, Array]
-) -> dict[str, float]:
-    """Measure how far int8 takes each group's products from float32's, everything before it being float32.
+def smoothed_rows(rows: Array, smoothing: Smoothing | None) -> Array:
+    """Return what a group's input (R, K) has become."""
+    return rows if smoothing is None else np.asarray((rows - smoothing.shifts) / smoothing.factors, np.float32)
 
-    Parameters
-    ----------
-    tensors, factors : as `bgem3.export.quantization.smooth` leaves and returns them
+
+def round_group(group: str, rows: Array, tensors: dict[str, Array]) -> dict[str, QuantizedWeight]:
+    """Round the weights of a group, by name, for the rows (R, K) that they are multiplied by."""
+    names = [f"{part}.weight" for part in parts(group)]
+    rounded = round_weight(np.hstack([tensors[name] for name in names]), rows)
+    ends = np.cumsum([tensors[name].shape[1] for name in names])[:-1]
+    halves = zip(names, np.split(rounded.values, ends, axis=1), np.split(rounded.scales, ends), strict=True)
+    return {name: QuantizedWeight(values=values, scales=scales) for name, values, scales in halves}
+
+
+def quantization_error(
+    group: str,
+    rows: Array,
+    tensors: dict[str, Array],
+    rounded: dict[str, QuantizedWeight],
+    sensitivities: dict[str, Array],
+) -> float:
+    """Estimate how far int8 in one group takes the embeddings, everything else being float32.
 
     Returns
     -------
-    By group: the norm of the error over the norm of the product, ``‖Q(X)Q(W) - XW‖ / ‖XW‖``, of the sampled rows.
+    The root of ``Σ_n f_n mean((Q(X)Q(W) - XW)_n²)``, with the sensitivity ``f_n`` of each output channel n
+    (`bgem3.export.sensitivity`), of rows (R, K) as the group's weights are multiplied by them.
     """
-    errors = {}
-    for group, seen in inputs.items():
-        rows = seen.sample / factors[group] if group in factors else seen.sample
-        weight = np.hstack([tensors[f"{part}.weight"] for part in parts(group)])
-        quantized = quantize_weight(weight)
-        expected = rows @ weight
-        found = dequantized_rows(rows, group) @ (quantized.values * quantized.scales)
-        errors[group] = float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
-    return errors
+    found = dequantized_rows(rows, group)
+    variance = 0.0
+    for part in parts(group):
+        weight = rounded[f"{part}.weight"]
+        error = found @ (weight.values * weight.scales) - rows @ tensors[f"{part}.weight"]
+        variance += float((sensitivities[part] * np.square(error).mean(axis=0)).sum())
+    return float(variance**0.5)
 
 
 def _run(

@@ -7,15 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
-from bgem3.export.calibration import observe_inputs, quantization_errors
+from bgem3.export.calibration import quantization_error, round_group, sample_inputs, smoothed_rows
 from bgem3.export.calibration_texts import calibration_texts, held_out_pairs
 from bgem3.export.checkpoint import Checkpoint
 from bgem3.export.cpu_graph import build_cpu_graph, build_probe
 from bgem3.export.graph import save_graph
 from bgem3.export.native_graph import build_native_graph
 from bgem3.export.quality import BOUNDS, compare_quality, quality_reference
-from bgem3.export.quantization import Array, groups, parts, quantize_weight, smooth
+from bgem3.export.quantization import Array, QuantizedWeight, groups, parts, quantize_weight
+from bgem3.export.sensitivity import output_sensitivities
+from bgem3.export.smoothing import fit_smoothings, smooth
 from bgem3.export.weights import WeightsFile, encoder_tensors
 from bgem3.runtime.artifact import Artifact
 from bgem3.runtime.device import open_encoder
@@ -53,16 +56,14 @@ def write_int8(
         If the gate is not passed with a third of the groups in float32; nothing is left in the folder.
     """
     calibration_list = list(calibration) if calibration is not None else calibration_texts()
-    inputs = observe_inputs(checkpoint, calibration_list, show_progress=show_progress)
     tensors = {name: np.asarray(values) for name, values in encoder_tensors(checkpoint.model)}
-    factors = smooth(tensors, {group: seen.largest for group, seen in inputs.items()}, checkpoint.spec)
-    errors = quantization_errors(inputs, tensors, factors)
+    rounded, errors = _quantize(checkpoint, calibration_list, tensors, show_progress)
     by_error = sorted(groups(checkpoint.spec), key=lambda group: -errors[group])
     texts, expected = quality_reference(checkpoint, held_out_pairs(), show_progress=show_progress)
     (folder / FILE).parent.mkdir()
     for share in SHARES_KEPT:
         kept = by_error[: round(share * len(by_error))]
-        _write(checkpoint, folder, tensors, kept)
+        _write(checkpoint, folder, tensors, rounded, kept)
         quality = compare_quality(_encode(checkpoint, folder, texts), expected, len(texts) // 2)
         missed = missed_bounds(quality, BOUNDS)
         if not missed:
@@ -80,19 +81,42 @@ def write_int8(
     )
 
 
+def _quantize(
+    checkpoint: Checkpoint, texts: list[str], tensors: dict[str, Array], show_progress: bool
+) -> tuple[dict[str, QuantizedWeight], dict[str, float]]:
+    """Smooth tensors in place; return the rounded weights by name, and each group's error."""
+    samples = sample_inputs(checkpoint, texts, show_progress=show_progress)
+    sensitivities = output_sensitivities(checkpoint, texts, show_progress=show_progress)
+    smoothings = fit_smoothings(samples, tensors, sensitivities)
+    smooth(tensors, smoothings, checkpoint.spec)
+    rounded: dict[str, QuantizedWeight] = {}
+    errors = {}
+    for group in tqdm(list(groups(checkpoint.spec)), desc="rounding", unit="group", disable=not show_progress):
+        rows = smoothed_rows(samples.pop(group), smoothings.get(group))
+        rounded |= round_group(group, rows, tensors)
+        errors[group] = quantization_error(group, rows, tensors, rounded, sensitivities)
+    return rounded, errors
+
+
 def _encode(checkpoint: Checkpoint, folder: Path, texts: list[str]) -> Embeddings:
     artifact = Artifact(folder=folder, spec=checkpoint.spec, graphs={("int8", "cpu"): FILE}, manifest={})
     with BGEM3Model(artifact, open_encoder(artifact, device="cpu", precision="int8")) as model:
         return model.encode(texts)
 
 
-def _write(checkpoint: Checkpoint, folder: Path, tensors: dict[str, Array], kept: list[str]) -> None:
+def _write(
+    checkpoint: Checkpoint,
+    folder: Path,
+    tensors: dict[str, Array],
+    rounded: dict[str, QuantizedWeight],
+    kept: list[str],
+) -> None:
     quantized = {f"{part}.weight" for group in groups(checkpoint.spec) if group not in kept for part in parts(group)}
     path = folder / FILE
     with WeightsFile(path.with_name("weights.bin"), np.float32) as weights:
         for name, values in tensors.items():
             if name in quantized:
-                weight = quantize_weight(values)
+                weight = rounded[name]
                 weights.write(name, weight.values, np.int8)
                 weights.write(f"{name}.scale", weight.scales)
             elif name == "embeddings.word":
