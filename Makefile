@@ -1,5 +1,6 @@
 # Python 3.10 or newer with pip is all that a new machine needs.
 PYTHON ?= python3
+# A C compiler is used for our CPU operators; without one, ONNX Runtime's serve.
 # A plain torch from PyPI brings the CUDA libraries on Linux; set TORCH or pip's index options for a CPU build.
 TORCH ?= torch==2.13.0
 # cpu or gpu: which ONNX Runtime the virtual environment gets.
@@ -14,7 +15,7 @@ help: ## list the targets
 
 setup: $(VENV)/.ready ## make the virtual environment with everything in it
 
-$(VENV)/.ready: pyproject.toml
+$(VENV)/.ready: pyproject.toml $(wildcard runtime/kernels/*)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check "$(TORCH)"
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable ".[$(DEVICE),export,test]"
@@ -51,4 +52,4 @@ docs: setup ## check that README, docstrings and examples run
 	$(BIN)/python -m pytest tests/test_documentation.py
 
 clean: ## remove what the other targets made
-	rm -rf $(VENV) .types .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
+	rm -rf $(VENV) runtime/*.so .types .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist *.egg-info

@@ -30,3 +30,10 @@ def best_kernels() -> str | None:
     name.restype = ctypes.c_char_p
     found: bytes | None = name()
     return found.decode() if found else None
+
+
+def why_unavailable() -> str | None:
+    """Say why the operators cannot be used on this machine; None if they can."""
+    if library() is None:
+        return "our CPU operators were not compiled; install a C compiler (gcc or clang), and then bgem3 again"
+    return None if best_kernels() else "our CPU operators have no kernels for this CPU"

@@ -14,7 +14,7 @@ from bgem3.runtime import cuda
 from bgem3.runtime.artifact import Artifact, ArtifactError
 from bgem3.runtime.device import open_encoder
 from bgem3.runtime.model import BGEM3Model
-from bgem3.runtime.native import NATIVE_GRAPH, best_kernels
+from bgem3.runtime.native import NATIVE_GRAPH
 from bgem3.scoring import Embeddings
 
 REFERENCE_FILE = "reference.npz"
@@ -187,15 +187,12 @@ def check_graphs(
 
 def _graphs(artifact: Artifact) -> Iterator[tuple[str, str, str, str, str | None]]:
     """Yield each graph's precision, device, file, kernels, and why it cannot run here."""
-    why_no_cuda, why_no_kernels = (
-        cuda.why_unavailable(),
-        None if best_kernels() else "this machine has no kernels for it",
-    )
+    why_no_cuda, why_no_kernels = cuda.why_unavailable(), native.why_unavailable()
     for (precision, device), file in artifact.graphs.items():
         yield precision, device, file, "none", why_no_cuda if device == "cuda" else None
-        native = str(PurePosixPath(file).with_name(NATIVE_GRAPH))
-        if device == "cpu" and (artifact.folder / native).is_file():
-            yield precision, device, native, "auto", why_no_kernels
+        beside = str(PurePosixPath(file).with_name(NATIVE_GRAPH))
+        if device == "cpu" and (artifact.folder / beside).is_file():
+            yield precision, device, beside, "auto", why_no_kernels
 
 
 def check_parity(model: BGEM3Model, reference: Reference, *, show_progress: bool = False) -> dict[str, Any]:

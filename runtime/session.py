@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bgem3.runtime.artifact import ArtifactError, ModelSpec
-from bgem3.runtime.native import NATIVE_GRAPH, best_kernels, library
+from bgem3.runtime.native import NATIVE_GRAPH, best_kernels, library, why_unavailable
 from bgem3.runtime.packing import PackedBatch, cpu_layout
 
 Output = Literal["dense", "sparse", "multivector"]
@@ -54,6 +54,8 @@ class CpuSession:
         native = path.with_name(NATIVE_GRAPH)
         if kernels == "auto":
             kernels = (native.is_file() and best_kernels()) or "none"
+            reason = why_unavailable() or f"the artifact has no {NATIVE_GRAPH}"
+            logger.info("CPU kernels: %s", kernels if kernels != "none" else f"ONNX Runtime's, since {reason}")
         self.kernels = kernels
         if kernels == "none":
             # SkipLayerNormalization is several times slower on CPU than the Add and LayerNormalization it replaces.

@@ -1,5 +1,6 @@
 """The graph over our own CPU operators computes what the one over ONNX Runtime's does, and is taken where it can be."""
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -72,23 +73,21 @@ def test_the_native_graph_has_two_kinds_of_operators_of_ours(artifact: Path) -> 
         assert len(kinds) == 7 * 2
 
 
-def test_without_kernels_onnxruntimes_operators_serve(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("function", "reason"), [("library", "not compiled; install a C compiler"), ("best_kernels", "no kernels for this")]
+)
+def test_without_kernels_onnxruntimes_operators_serve_and_the_log_says_why(
+    artifact: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, function: str, reason: str
+) -> None:
+    monkeypatch.setattr(native, "library", lambda: Path("_kernels.so"))
+    monkeypatch.setattr(native, function, lambda: None)
     monkeypatch.setattr("bgem3.runtime.session.best_kernels", lambda: None)
-    monkeypatch.setattr("bgem3.runtime.parity.best_kernels", lambda: None)
-    path = artifact / "fp32/cpu.onnx"
-    assert CpuSession(path, "fp32", n_threads=1).kernels == "none"
+    with caplog.at_level(logging.INFO):
+        assert CpuSession(artifact / "fp32/cpu.onnx", "fp32", n_threads=1).kernels == "none"
+    assert reason in caplog.text
     reports = check_graphs(read_artifact(artifact), lambda model: {"missed": []}, precision="fp32")
-    assert "no kernels" in reports["fp32/native.onnx"]["not_run"]
+    assert reason in reports["fp32/native.onnx"]["not_run"]
     assert "not_run" not in reports["fp32/cpu.onnx"]
-
-
-def test_where_the_library_was_not_compiled_there_are_no_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native, "library", lambda: None)
-    best_kernels.cache_clear()
-    try:
-        assert best_kernels() is None
-    finally:
-        best_kernels.cache_clear()
 
 
 @needs_library
