@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
-from bgem3.runtime import cuda
+from bgem3.runtime import cuda, native
 from bgem3.runtime.artifact import Artifact, ArtifactError
 from bgem3.runtime.device import open_encoder
 from bgem3.runtime.model import BGEM3Model
