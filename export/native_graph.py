@@ -6,11 +6,14 @@ Inputs (T tokens, B texts): `token_ids`, `position_ids`, and the rows of each he
 Two operators of domain `bgem3` stand for most of a layer:
 
 - `Linear` multiplies rows (T, K) by weights (K, N) and adds bias, GELU and residual before the output is written once.
-  Weights stay in memory as they are stored; where they are int8, rows are quantized one by one on the way in
+  Weights stay in memory as they are stored, float16 or int8; for int8, rows are quantized one by one on the way in
 - `PackedAttention` lets queries of a text attend to the text's keys where they lie among the packed tokens: no padding,
   no mask, no copies, and at most a strip of scores in memory at any length
+
+Float32 weights are left to ONNX Runtime's products, which are as fast as ours and keep no second copy.
 """
 
+import numpy as np
 import onnx
 from onnx import TensorProto
 
@@ -64,7 +67,12 @@ def _linear(graph: Graph, rows: str, name: str, group: str, *, gelu: bool = Fals
     if f"{name}.weight.scale" not in graph.weights:
         if smoothing:
             inputs[0] = graph.once("Mul", [rows, smoothing])
-        return graph.native("Linear", inputs, gelu=int(gelu))
+        if graph.weights.dtype == np.float16:
+            return graph.native("Linear", inputs, gelu=int(gelu))
+        product = graph.linear(inputs[0], name)
+        if gelu:
+            product = graph.node("Gelu", [product], approximate="none")
+        return graph.node("Add", [product, residual]) if residual else product
     how = row_quantization(group)
     return graph.native(
         "Linear",

@@ -24,7 +24,7 @@ struct excess {
     int8_t weights[4];
 };
 
-enum weight_type { INT8_WEIGHT, FLOAT16_WEIGHT, FLOAT32_WEIGHT }; /* 1, 2 and 4 bytes */
+enum weight_type { INT8_WEIGHT, FLOAT16_WEIGHT }; /* 1 and 2 bytes */
 
 static inline int64_t bytes_of(enum weight_type type) { return 1 << type; }
 

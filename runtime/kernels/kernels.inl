@@ -121,15 +121,16 @@ static bool split_excess(struct product *product, int64_t panel, int8_t *packed,
         int64_t n = product->excess_starts[panel * WIDTH + column];
         for (int64_t group = 0; group < n_groups; group++) {
             int8_t *weights = packed + (group * WIDTH + column) * GROUP;
+            int sums[] = {weights[0] + weights[1], weights[2] + weights[3]};
+            if (abs(sums[0]) <= 128 && abs(sums[1]) <= 128)
+                continue; /* a pair of two signs adds up to less, too */
             struct excess excess = {.group = group};
             for (int i = 0; i < GROUP; i += 2) {
-                int sum = weights[i] + weights[i + 1], larger = i + (abs(weights[i + 1]) > abs(weights[i]));
-                if ((weights[i] < 0) == (weights[i + 1] < 0) && abs(sum) > 128)
+                int sum = sums[i / 2], larger = i + (abs(weights[i + 1]) > abs(weights[i]));
+                if (abs(sum) > 128)
                     excess.weights[larger] = sum > 0 ? sum - 128 : sum + 128;
                 weights[larger] -= excess.weights[larger];
             }
-            if (!memcmp(excess.weights, (int8_t[GROUP]){0}, GROUP))
-                continue;
             if ((n & (n - 1)) == 0) { /* grow to the next power of 2 */
                 void *grown = realloc(product->excess, (n ? 2 * n : 1) * sizeof excess);
                 if (!grown)
@@ -176,27 +177,41 @@ static void add_excess(const struct product *product, const uint8_t *strip, int6
 
 #endif
 
-/* Lay a weight out panel by panel of WIDTH columns: int8 by groups of four inputs, column by column; floats by inputs. */
+/* Put four inputs' weights of a panel's columns side by side, column by column, and add them to the columns' sums. */
+ALWAYS_INLINE void
+pack_group(const int8_t *from, int64_t n_outputs, int64_t n_inputs, int64_t n_columns, int8_t *to, int32_t *sums) {
+    for (int64_t i = 0; i < n_columns; i++)
+        for (int64_t k = 0; k < n_inputs; k++) {
+            to[i * GROUP + k] = from[k * n_outputs + i];
+            sums[i] += from[k * n_outputs + i];
+        }
+}
+
+/* Lay a weight out panel by panel of WIDTH columns: int8 by groups of four inputs, float16 by inputs. */
 static bool pack(const void *weight, struct product *product) {
     int64_t size = bytes_of(product->type), n_inputs = product->n_inputs, n_outputs = product->n_outputs;
     int64_t n_groups = round_up(n_inputs, GROUP) / GROUP, panel_bytes = n_groups * GROUP * WIDTH * size;
-    for (int64_t start = 0; start < n_outputs; start += WIDTH) {
-        int64_t n_columns = n_outputs - start < WIDTH ? n_outputs - start : WIDTH;
-        char *panel = (char *)product->weight + start / WIDTH * panel_bytes;
-        memset(panel, 0, panel_bytes);
-        for (int64_t k = 0; k < n_inputs; k++) {
+    int64_t n_panels = round_up(n_outputs, WIDTH) / WIDTH;
+    char *packed = product->weight;
+    memset(packed, 0, n_panels * panel_bytes);
+    for (int64_t k = 0; k < n_inputs; k += GROUP)
+        for (int64_t start = 0; start < n_outputs; start += WIDTH) {
+            int64_t n_rows = n_inputs - k < GROUP ? n_inputs - k : GROUP;
+            int64_t n_columns = n_outputs - start < WIDTH ? n_outputs - start : WIDTH;
             const char *from = (const char *)weight + (k * n_outputs + start) * size;
-            if (product->type == INT8_WEIGHT)
-                for (int64_t i = 0; i < n_columns; i++) {
-                    panel[(k / GROUP * WIDTH + i) * GROUP + k % GROUP] = from[i];
-                    product->column_sums[start + i] += (int8_t)from[i];
-                }
+            char *to = packed + start / WIDTH * panel_bytes + k * WIDTH * size;
+            int32_t *sums = product->column_sums + start;
+            if (product->type == FLOAT16_WEIGHT)
+                for (int64_t i = 0; i < n_rows; i++)
+                    memcpy(to + i * WIDTH * size, from + i * n_outputs * size, n_columns * size);
+            else if (n_rows == GROUP && n_columns == WIDTH) /* nearly always: constants make it fast */
+                pack_group((const int8_t *)from, n_outputs, GROUP, WIDTH, (int8_t *)to, sums);
             else
-                memcpy(panel + k * WIDTH * size, from, n_columns * size);
+                pack_group((const int8_t *)from, n_outputs, n_rows, n_columns, (int8_t *)to, sums);
         }
-        if (product->type == INT8_WEIGHT && !split_excess(product, start / WIDTH, (int8_t *)panel, n_groups))
+    for (int64_t i = 0; product->type == INT8_WEIGHT && i < n_panels; i++)
+        if (!split_excess(product, i, (int8_t *)packed + i * panel_bytes, n_groups))
             return false;
-    }
     return true;
 }
 
@@ -369,12 +384,8 @@ static void multiply(const struct product *product, const struct product_task *t
                     const uint8_t *strip = quantized + i / MAX_ROWS * strip_bytes + k * MAX_ROWS;
                     int64_t n_groups = round_up(n_terms, GROUP) / GROUP;
                     multiply_integers(n, strip, block, n_groups, sums.integers + i * WIDTH);
-                } else if (product->type == FLOAT16_WEIGHT)
+                } else
                     multiply_halves(n, rows + i * n_inputs + k, n_inputs, block, n_terms, sums.floats + i * WIDTH);
-                else
-                    multiply_floats(
-                        n, rows + i * n_inputs + k, n_inputs, block, n_terms, sums.floats + i * WIDTH, WIDTH
-                    );
             }
         }
         if (product->type == INT8_WEIGHT) {

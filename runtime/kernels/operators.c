@@ -257,7 +257,7 @@ static const char *linear_name(const struct custom_op *base) { return (void)base
 static size_t linear_n_inputs(const struct custom_op *base) { return (void)base, N_LINEAR_INPUTS; }
 
 static int linear_input_type(const struct custom_op *base, size_t index) {
-    static const int types[] = {[INT8_WEIGHT] = INT8, [FLOAT16_WEIGHT] = FLOAT16, [FLOAT32_WEIGHT] = FLOAT};
+    static const int types[] = {[INT8_WEIGHT] = INT8, [FLOAT16_WEIGHT] = FLOAT16};
     return index == WEIGHT ? types[((const struct operator*) base)->weight_type] : FLOAT;
 }
 
@@ -428,7 +428,6 @@ EXPORT OrtStatus *RegisterCustomOps(OrtSessionOptions *options, const OrtApiBase
     const struct operator chosen[] = {
         {linear_op, INT8_WEIGHT, atoi(n_threads), kernels},
         {linear_op, FLOAT16_WEIGHT, atoi(n_threads), kernels},
-        {linear_op, FLOAT32_WEIGHT, atoi(n_threads), kernels},
         {attention_op, 0, atoi(n_threads), kernels},
     };
     struct operator* operators = malloc(sizeof chosen); /* this kilobyte outlives the session */
