@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from comparison import assert_same
-from corpus import make_embeddings
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bgem3.runtime import BGEM3Model
 from bgem3.scoring import Embeddings, MultiVectors, storage
+from tests.comparison import assert_same
+from tests.corpus import make_embeddings
 
 FOLDER_AND_FILE = pytest.mark.parametrize("name", ["saved", "saved.npz"])
 quick = settings(max_examples=50, deadline=None)
@@ -148,7 +148,7 @@ def test_loading_refuses_what_is_missing_damaged_or_of_another_kind(tmp_path: Pa
         with pytest.raises(ValueError, match="of format 99, expected embeddings of format 1"):
             call(folder)
     index.write_text("{}")
-    with pytest.raises(ValueError, match="index.json is damaged"):
+    with pytest.raises(ValueError, match=r"index\.json is damaged"):
         Embeddings.load(folder)
     (tmp_path / "other").mkdir()
     (tmp_path / "other/thesis.tex").touch()
