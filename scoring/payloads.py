@@ -39,7 +39,8 @@ def milvus_rows(embeddings: "Embeddings", ids: Sequence[int | str] | None = None
 
     ``dense`` is for a FLOAT_VECTOR field, ``sparse`` ({token id: weight}) for a SPARSE_FLOAT_VECTOR one, both with
     metric IP. ``multivector`` is for an ARRAY of STRUCT (Milvus 2.6) with one FLOAT_VECTOR ``vector``; leave it out
-    where the server has no such field.
+    where the server has no such field. A text without lexical weights, such as an empty one, has an empty ``sparse``,
+    which Milvus Lite 3.2 refuses: leave such rows out there.
 
     Parameters, Raises
     ------------------
