@@ -2,12 +2,13 @@
 
 usage: python scripts/bench_search.py [--parts maxsim lexical search] [--corpus 10000 30000 100000] [--work FOLDER]
 
-Vectors are random, of BGE-M3's width; lengths are log-normal as those of XQuAD's English texts are (in tokens, passages:
-median 168, deviation of the logarithm 0.41; questions: 15, 0.3); token ids follow Zipf's law. Results are compared before
-anything is timed; repeats are interleaved; medians are reported. FlagEmbedding's dict loop takes minutes for the whole,
-so it is timed on a part and scaled by the number of pairs; torch's padded batches and compact storage are timed on 2,500
-of 10,000 passages, so that memory holds them, and scaled by the number of vectors. The search part writes 19 GB for
-100,000 passages (int8 multi-vectors), and holds a part of them in memory. Needs the extra `bench`.
+Vectors are random, of BGE-M3's width; lengths are log-normal as those of XQuAD's English texts are (in tokens,
+passages: median 168, deviation of the logarithm 0.41; questions: 15, 0.3); token ids follow Zipf's law. Results are
+compared before anything is timed; repeats are interleaved; medians are reported. FlagEmbedding's dict loop takes
+minutes for the whole, so it is timed on a part and scaled by the number of pairs; torch's padded batches and compact
+storage are timed on 2,500 of 10,000 passages, so that memory holds them, and scaled by the number of vectors. The
+search part writes 19 GB for 100,000 passages (int8 multi-vectors), and holds a part of them in memory. Needs the
+extra `bench`.
 """
 
 import argparse

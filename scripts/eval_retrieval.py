@@ -4,8 +4,8 @@ usage: python scripts/eval_retrieval.py --checkpoint FOLDER --artifact FOLDER --
 
 The artifact holds the checkpoint's fp32. Each file is in SQuAD's flat form, [{"context": ..., "questions": [...]},
 ...]: every question has to find its context among the file's. Weights are tuned on the questions of every other
-passage, and what the table gives is measured on the remaining ones. FlagEmbedding's scores are its own functions' on its own
-embeddings. Needs the extras `bench` and `cpu`.
+passage, and what the table gives is measured on the remaining ones. FlagEmbedding's scores are its own functions' on
+its own embeddings. Needs the extras `bench` and `cpu`.
 """
 
 import argparse

@@ -157,7 +157,7 @@ def test_pyvespa_feeds_documents_of_tensors(vespa_requests: tuple[Vespa, dict[st
         assert fields["sparse"]["cells"] == lexical
         blocks = fields["multivector"]["blocks"]
         assert list(blocks) == [str(place) for place in range(len(PASSAGES.multivector[i]))]
-        np.testing.assert_array_equal(np.float32(list(blocks.values())), PASSAGES.multivector[i])
+        np.testing.assert_array_equal(np.array(list(blocks.values()), np.float32), PASSAGES.multivector[i])
 
 
 def test_only_outputs_that_are_held_are_in_the_payloads_and_ids_must_fit() -> None:

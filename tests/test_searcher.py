@@ -173,7 +173,7 @@ def test_a_killed_save_leaves_the_old_index_whole(tmp_path: Path, monkeypatch: p
             lambda s, e: s.append(e, [0.5, 0.6]),
             "ids must be different whole numbers, or different strings, found float",
         ),
-        (lambda s, e: HybridSearcher.build(e, storage="int4"), "storage must be one of .* found 'int4'"),
+        (lambda s, e: HybridSearcher.build(e, None, "int4"), "storage must be one of .* found 'int4'"),  # type: ignore[arg-type]
     ],
 )
 def test_what_cannot_be_searched_or_added_is_refused(
