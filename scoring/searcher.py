@@ -1,6 +1,6 @@
 """HybridSearcher: candidates by dense or lexical score from a whole corpus, reranked by the hybrid score."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
@@ -12,11 +12,10 @@ from bgem3.scoring.dense import dense_scores
 from bgem3.scoring.embeddings import Embeddings
 from bgem3.scoring.hybrid import Scores, Weights, check_weights, hybrid_scores
 from bgem3.scoring.multivector import multivector_candidate_scores
-from bgem3.scoring.payloads import check_ids
-from bgem3.scoring.postings import Postings
 from bgem3.scoring.ranking import top_k
-from bgem3.scoring.storage import Arrays, array_of, load_parts, save_parts
-from bgem3.scoring.token_vectors import MultiVectors, Storage
+from bgem3.scoring.segment import Segment, checked_ids
+from bgem3.scoring.storage import Arrays, load_parts, save_parts
+from bgem3.scoring.token_vectors import Storage
 
 By: TypeAlias = Literal["dense", "sparse", "both"]
 BYS: tuple[By, ...] = get_args(By)
@@ -38,38 +37,6 @@ class SearchResults:
     ids: NDArray[Any]
     index: NDArray[np.int64]
     scores: Scores
-
-
-@dataclass(frozen=True, kw_only=True)
-class Segment:
-    """Passages that were added together.
-
-    Attributes
-    ----------
-    ids : (P,) int64 or str array
-    dense : (P, D) float32 array
-    postings, multivector : the passages' lexical weights and token vectors
-    storage_error : the largest ``‖v - stored v‖`` of the token vectors
-    """
-
-    ids: NDArray[Any]
-    dense: NDArray[np.float32]
-    postings: Postings
-    multivector: MultiVectors
-    storage_error: float
-
-    def arrays(self) -> dict[str, NDArray[Any]]:
-        """Return what :meth:`from_arrays` takes, by the names that files give them."""
-        named = {"ids": self.ids, "dense": self.dense, "storage_error": np.array([self.storage_error])}
-        return named | self.postings.arrays() | self.multivector.arrays()
-
-    @classmethod
-    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]], where: Path) -> "Segment":
-        """Put together what was read from ``where``; ValueError if an array is missing."""
-        ids, dense, error = (array_of(arrays, name, where) for name in ("ids", "dense", "storage_error"))
-        postings = Postings.from_arrays(len(ids), arrays, where)
-        multivector = MultiVectors.from_arrays(arrays, where)
-        return cls(ids=ids, dense=dense, postings=postings, multivector=multivector, storage_error=float(error[0]))
 
 
 class HybridSearcher:
@@ -109,7 +76,7 @@ class HybridSearcher:
         ValueError
             If the ids do not fit, or the storage is unknown.
         """
-        return cls([_segment(passages, _checked_ids(ids, len(passages), 0), storage)])
+        return cls([Segment.build(passages, checked_ids(ids, len(passages), 0), storage)])
 
     def append(self, passages: Embeddings, ids: Sequence[int] | Sequence[str] | None = None) -> None:
         """Add passages after those there are, in the same storage; None as ids for the next numbers.
@@ -121,14 +88,14 @@ class HybridSearcher:
         AttributeError, ValueError
             As :meth:`build`, and ValueError if an id is taken or the widths differ from the corpus's.
         """
-        checked = _checked_ids(ids, len(passages), len(self))
+        checked = checked_ids(ids, len(passages), len(self))
         if len(self) and checked.dtype.kind != self.ids.dtype.kind:
             raise ValueError(f"ids must be of the corpus's kind, found {checked.dtype} for {self.ids.dtype}")
         taken = checked[np.isin(checked, self.ids)]
         if len(taken):
             raise ValueError(f"ids must be new, but {taken[:5].tolist()} are in the corpus")
         self._check_widths(passages)
-        self._segments.append(_segment(passages, checked, self.storage))
+        self._segments.append(Segment.build(passages, checked, self.storage))
 
     def search(
         self,
@@ -198,7 +165,8 @@ class HybridSearcher:
         kept = [name for name in self._names if folder == self._folder and (folder / name).is_dir()]
         parts: list[Arrays | str] = [*kept, *(segment.arrays() for segment in self._segments[len(kept) :])]
         save_parts(folder, KIND, parts, {"n_passages": len(self)})
-        self.__dict__ = HybridSearcher.open(folder).__dict__
+        saved = HybridSearcher.open(folder)
+        self._segments, self._folder, self._names = saved._segments, folder, saved._names
 
     @classmethod
     def open(cls, folder: str | Path) -> "HybridSearcher":
@@ -283,25 +251,3 @@ class HybridSearcher:
                     f"{name} vectors must be as wide as the corpus's, {expected}, found {found}; "
                     "were both encoded by the same model?"
                 )
-
-
-def _segment(passages: Embeddings, ids: NDArray[Any], storage: Storage) -> Segment:
-    multivector, error = passages.multivector, 0.0
-    if multivector.storage != storage:
-        multivector, error = multivector.stored_as(storage)
-    postings = Postings.build(passages.sparse)
-    return Segment(ids=ids, dense=passages.dense, postings=postings, multivector=multivector, storage_error=error)
-
-
-def _checked_ids(ids: Sequence[int] | Sequence[str] | None, n_passages: int, first: int) -> NDArray[Any]:
-    """Return ids as an int64 or str array, the numbers from ``first`` on for None."""
-    if ids is None:
-        return np.arange(first, first + n_passages)
-    array = np.asarray(check_ids(ids, n_passages))
-    if not len(array):
-        return array.astype(np.int64)
-    if array.ndim != 1 or array.dtype.kind not in "iuU" or len(np.unique(array)) != n_passages:
-        raise ValueError(
-            f"ids must be different whole numbers, or different strings, found {array.dtype} {array!r:.80}"
-        )
-    return array.astype(np.int64) if array.dtype.kind in "iu" else array

@@ -3,9 +3,7 @@
 import json
 import os
 import pickle
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +14,7 @@ from bgem3.runtime import BGEM3Model
 from bgem3.scoring import Embeddings, MultiVectors, storage
 from tests.comparison import assert_same
 from tests.corpus import make_embeddings
+from tests.killing import stop_everywhere
 
 FOLDER_AND_FILE = pytest.mark.parametrize("name", ["saved", "saved.npz"])
 quick = settings(max_examples=50, deadline=None)
@@ -87,41 +86,17 @@ def test_what_the_model_encodes_is_saved_with_the_order_of_its_tokens(demo_model
     assert_same(Embeddings.load(tmp_path / "folder").to_flag(), embeddings.to_flag(), 0)
 
 
-class Killed(BaseException):
-    """Stands for whatever ends a process."""
-
-
 @FOLDER_AND_FILE
 def test_a_killed_save_leaves_the_old_embeddings_whole(
     tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Stop at every call that writes or renames, in turn, until a save comes through."""
-    old, new = make_embeddings(0, 4), make_embeddings(1, 6)
-    old.save(tmp_path / name)
-    calls, limit = 0, 0
-
-    def stopping(call: Callable[..., Any]) -> Callable[..., Any]:
-        def run(*arguments: Any, **options: Any) -> Any:
-            nonlocal calls
-            calls += 1
-            if calls > limit:
-                raise Killed
-            return call(*arguments, **options)
-
-        return run
-
-    for module, function in ((np, "save"), (np, "savez"), (Path, "mkdir"), (Path, "write_text"), (Path, "replace")):
-        monkeypatch.setattr(module, function, stopping(getattr(module, function)))
-    for limit in range(100):  # noqa: B007
-        calls = 0
-        try:
-            new.save(tmp_path / name)
-        except Killed:
-            assert_same_texts(Embeddings.load(tmp_path / name), old, list(range(4)))
-        else:
-            break
-    assert limit > 1
-    assert_same_texts(Embeddings.load(tmp_path / name), new, list(range(6)))
+    old, new, path = make_embeddings(0, 4), make_embeddings(1, 6), tmp_path / name
+    old.save(path)
+    n_stopped = stop_everywhere(
+        lambda: new.save(path), lambda: assert_same_texts(Embeddings.load(path), old, list(range(4))), monkeypatch
+    )
+    assert n_stopped > 1
+    assert_same_texts(Embeddings.load(path), new, list(range(6)))
     files = sum(len(names) for _, _, names in os.walk(tmp_path))
     assert files == (1 if name == "saved.npz" else 1 + len(new._arrays())), "what killed saves left is removed"
 

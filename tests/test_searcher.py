@@ -3,7 +3,6 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -25,6 +24,7 @@ from bgem3.scoring.ranking import top_k
 from bgem3.scoring.searcher import BYS, By
 from bgem3.scoring.token_vectors import STORAGES, Storage
 from tests.corpus import make_embeddings
+from tests.killing import stop_everywhere
 
 WEIGHTS = (0.5, 0.3, 0.9)
 NAMES = ("dense", "sparse", "multivector", "hybrid")
@@ -117,41 +117,19 @@ def test_a_saved_searcher_gives_the_same_bits_and_takes_more_passages(tmp_path: 
     assert repr(opened) == f"HybridSearcher(80 passages, multi-vectors in {storage})"
 
 
-class Killed(BaseException):
-    """Stands for whatever ends a process."""
-
-
 def test_a_killed_save_leaves_the_old_index_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stop at every call that writes or renames, in turn, until a save comes through."""
     queries, folder = make_embeddings(1, 3), tmp_path / "index"
     HybridSearcher.build(make_embeddings(2, 9)).save(folder)
     before = HybridSearcher.open(folder).search(queries)
     larger = HybridSearcher.open(folder)
     larger.append(make_embeddings(3, 9))
     after = larger.search(queries)
-    calls, limit = 0, 0
-
-    def stopping(call: Callable[..., Any]) -> Callable[..., Any]:
-        def run(*arguments: Any, **options: Any) -> Any:
-            nonlocal calls
-            calls += 1
-            if calls > limit:
-                raise Killed
-            return call(*arguments, **options)
-
-        return run
-
-    for module, function in ((np, "save"), (Path, "mkdir"), (Path, "write_text"), (Path, "replace")):
-        monkeypatch.setattr(module, function, stopping(getattr(module, function)))
-    for limit in range(100):  # noqa: B007
-        calls = 0
-        try:
-            larger.save(folder)
-        except Killed:
-            assert_same_results(HybridSearcher.open(folder).search(queries), before)
-        else:
-            break
-    assert limit > 10
+    n_stopped = stop_everywhere(
+        lambda: larger.save(folder),
+        lambda: assert_same_results(HybridSearcher.open(folder).search(queries), before),
+        monkeypatch,
+    )
+    assert n_stopped > 10
     assert_same_results(HybridSearcher.open(folder).search(queries), after)
     assert len(os.listdir(folder)) == 3, "index.json and two parts: what killed saves left is removed"
 
