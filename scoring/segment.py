@@ -51,7 +51,7 @@ class Segment:
     def from_arrays(cls, arrays: Mapping[str, NDArray[Any]], where: Path) -> "Segment":
         """Put together what was read from ``where``; ValueError if an array is missing."""
         ids, dense, error = (array_of(arrays, name, where) for name in ("ids", "dense", "storage_error"))
-        postings = Postings.from_arrays(len(ids), arrays, where)
+        postings = Postings.from_arrays(arrays, where)
         multivector = MultiVectors.from_arrays(arrays, where)
         return cls(ids=ids, dense=dense, postings=postings, multivector=multivector, storage_error=float(error[0]))
 
