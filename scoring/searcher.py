@@ -162,7 +162,8 @@ class HybridSearcher:
             If the folder holds something else.
         """
         folder = Path(folder).resolve()
-        kept = [name for name in self._names if folder == self._folder and (folder / name).is_dir()]
+        is_there = folder == self._folder and all((folder / name).is_dir() for name in self._names)
+        kept = self._names if is_there else []
         parts: list[Arrays | str] = [*kept, *(segment.arrays() for segment in self._segments[len(kept) :])]
         save_parts(folder, KIND, parts, {"n_passages": len(self)})
         saved = HybridSearcher.open(folder)
