@@ -1,6 +1,5 @@
 """FlagEmbedding's class over the bgem3 runtime: change the import, keep the code."""
 
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -135,13 +134,11 @@ class BGEM3FlagModel:
         show_progress = len(texts) >= (self.batch_size if batch_size is None else batch_size)
         max_length = self.passage_max_length if max_length is None else max_length
         encoded = self.model.encode(texts, outputs, max_length, show_progress)
-        result: dict[str, Any] = dict.fromkeys(KEYS.values())
+        result = encoded.to_flag()
         if "dense" in outputs:
-            result["dense_vecs"] = self._truncate(encoded.dense)
-        if "sparse" in outputs:
-            result["lexical_weights"] = [defaultdict(int, weights) for weights in encoded.lexical_weights]
+            result["dense_vecs"] = self._truncate(result["dense_vecs"])
         if "multivector" in outputs:
-            result["colbert_vecs"] = [self._truncate(vectors) for vectors in encoded.multivector]
+            result["colbert_vecs"] = [self._truncate(vectors) for vectors in result["colbert_vecs"]]
         if isinstance(sentences, str):
             return {key: None if values is None else values[0] for key, values in result.items()}
         return result

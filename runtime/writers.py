@@ -1,17 +1,15 @@
 """Embeddings to files: JSON lines, .npz or .parquet."""
 
 import json
-import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import vstack
 
 from bgem3.scoring import Embeddings
+from bgem3.scoring.storage import whole_file
 
 SUFFIXES = (".jsonl", ".npz", ".parquet")
 
@@ -29,8 +27,9 @@ def write_jsonl(chunks: Iterable[Embeddings], file: TextIO) -> None:
 def write_file(chunks: Iterable[Embeddings], path: Path) -> None:
     """Write embeddings in the format of the path's suffix; the file appears whole or not at all.
 
-    .npz holds ``n_tokens``, ``truncated``, ``dense``, ``sparse_data/indices/indptr/shape`` (CSR), and
-    ``multivector`` (packed) with ``multivector_offsets``; .parquet one row per text, written as it is encoded.
+    .npz is what ``Embeddings.load`` takes: ``n_tokens``, ``truncated``, ``dense``, ``sparse_data/indices/indptr/shape``
+    (CSR), ``sparse_first_seen``, and ``multivector`` (packed) with ``multivector_offsets``; .parquet has one row per
+    text, written as it is encoded.
 
     Raises
     ------
@@ -40,12 +39,12 @@ def write_file(chunks: Iterable[Embeddings], path: Path) -> None:
         If .parquet is asked for and pyarrow is not installed.
     """
     check_suffix(path)
-    with _whole_file(path) as partial:
+    with whole_file(path) as partial:
         if path.suffix == ".jsonl":
             with partial.open("w", encoding="utf-8") as file:
                 write_jsonl(chunks, file)
         elif path.suffix == ".npz":
-            _write_npz(list(chunks), partial)
+            Embeddings.concatenate(list(chunks)).save(partial)
         else:
             _write_parquet(chunks, partial)
 
@@ -54,17 +53,6 @@ def check_suffix(path: Path) -> None:
     """Raise ValueError if no format has the path's suffix."""
     if path.suffix not in SUFFIXES:
         raise ValueError(f"cannot tell the format of {path}; name the file with one of {', '.join(SUFFIXES)}")
-
-
-@contextmanager
-def _whole_file(path: Path) -> Iterator[Path]:
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        partial.touch()  # a folder that cannot be written to is noticed before anything is encoded
-        yield partial
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _rows(chunk: Embeddings) -> Iterator[dict[str, Any]]:
@@ -78,24 +66,6 @@ def _rows(chunk: Embeddings) -> Iterator[dict[str, Any]]:
         if "multivector" in chunk.outputs:
             row["multivector"] = chunk.multivector[i].tolist()
         yield row
-
-
-def _write_npz(chunks: list[Embeddings], path: Path) -> None:
-    arrays: dict[str, Any] = {
-        "n_tokens": np.concatenate([chunk.n_tokens for chunk in chunks]),
-        "truncated": np.concatenate([chunk.truncated for chunk in chunks]),
-    }
-    outputs = chunks[0].outputs
-    if "dense" in outputs:
-        arrays["dense"] = np.concatenate([chunk.dense for chunk in chunks])
-    if "sparse" in outputs:
-        sparse = vstack([chunk.sparse for chunk in chunks], format="csr")
-        arrays |= {f"sparse_{part}": getattr(sparse, part) for part in ("data", "indices", "indptr", "shape")}
-    if "multivector" in outputs:
-        arrays["multivector"] = np.concatenate([chunk.multivector.packed for chunk in chunks])
-        arrays["multivector_offsets"] = np.concatenate([[0], np.cumsum(arrays["n_tokens"].astype(np.int64) - 1)])
-    with path.open("wb") as file:
-        np.savez(file, **arrays)
 
 
 def _write_parquet(chunks: Iterable[Embeddings], path: Path) -> None:
@@ -135,5 +105,6 @@ def _arrow_columns(chunk: Embeddings, pyarrow: Any) -> dict[str, Any]:
         keys, items = pyarrow.array(token_ids, pyarrow.string()), pyarrow.array(weights, pyarrow.float32())
         columns["sparse"] = pyarrow.MapArray.from_arrays(offsets, keys, items)
     if "multivector" in chunk.outputs:
-        columns["multivector"] = lists(chunk.multivector.offsets, rows(chunk.multivector.packed))
+        vectors = chunk.multivector
+        columns["multivector"] = lists(vectors.offsets, rows(vectors.rows(0, len(vectors.packed))))
     return columns

@@ -3,6 +3,10 @@
 import numpy as np
 from numpy.typing import NDArray
 
+from bgem3.scoring.widening import as_float32
+
+ROWS_PER_BLOCK = 2048  # passages converted at once, if they are not float32
+
 
 def dense_scores(query_vectors: NDArray[np.floating], passage_vectors: NDArray[np.floating]) -> NDArray[np.float32]:
     """Score every query with every passage: ``e_q · e_p`` (arXiv 2402.03216, section 3.2).
@@ -28,7 +32,13 @@ def dense_scores(query_vectors: NDArray[np.floating], passage_vectors: NDArray[n
     [[0.6000000238418579, 0.0]]
     """
     query_vectors, passage_vectors = _check(query_vectors, passage_vectors)
-    return query_vectors @ passage_vectors.T  # (Q, P)
+    queries = as_float32(query_vectors)
+    scores = np.empty((len(queries), len(passage_vectors)), np.float32)
+    step = ROWS_PER_BLOCK if passage_vectors.dtype != np.float32 else max(1, len(passage_vectors))
+    for first in range(0, len(passage_vectors), step):
+        passages = as_float32(passage_vectors[first : first + step])
+        np.matmul(queries, passages.T, out=scores[:, first : first + step])
+    return scores
 
 
 def dense_pair_scores(
@@ -60,13 +70,14 @@ def dense_pair_scores(
         raise ValueError(
             f"pairs need as many queries as passages, found {len(query_vectors)} and {len(passage_vectors)}"
         )
-    return np.asarray(np.einsum("nd,nd->n", query_vectors, passage_vectors), np.float32)
+    queries, passages = as_float32(query_vectors), as_float32(passage_vectors)
+    return np.asarray(np.einsum("nd,nd->n", queries, passages), np.float32)
 
 
 def _check(
     query_vectors: NDArray[np.floating], passage_vectors: NDArray[np.floating]
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    queries, passages = (np.asarray(a, dtype=np.float32) for a in (query_vectors, passage_vectors))
+) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
+    queries, passages = np.asarray(query_vectors), np.asarray(passage_vectors)
     if queries.ndim != 2 or passages.ndim != 2 or queries.shape[1] != passages.shape[1]:
         raise ValueError(
             f"dense vectors must be (texts, dims) of one width, found shapes {queries.shape} and "

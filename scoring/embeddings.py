@@ -1,15 +1,21 @@
 """What the encoder gives for a list of texts: the input of every score."""
 
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import TypeVar
+from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
-from scipy.sparse import csr_array
+from numpy.typing import ArrayLike, NDArray
+from scipy.sparse import csr_array, vstack
 
-from bgem3.scoring.multivector import MultiVectors
+from bgem3.scoring import payloads
+from bgem3.scoring.storage import array_of, load_npz, load_parts, save_npz, save_parts
+from bgem3.scoring.token_vectors import MultiVectors, ranges
 
 Output = TypeVar("Output")
+KIND = "embeddings"
 
 
 class Embeddings:
@@ -27,6 +33,9 @@ class Embeddings:
 
     An empty text has two tokens (CLS and EOS), a dense vector, no sparse weights and one multi-vector.
     Reading an output that was not asked for raises AttributeError.
+
+    ``embeddings[2:5]``, ``embeddings[[7, 3]]`` and ``embeddings[mask]`` are embeddings of those texts, in that order;
+    ``embeddings[7]`` of that one text.
     """
 
     def __init__(
@@ -67,10 +76,150 @@ class Embeddings:
     @cached_property
     def lexical_weights(self) -> list[dict[str, np.float32]]:
         sparse = self.sparse
-        order = np.arange(sparse.nnz) if self._first_seen is None else self._first_seen
+        order = self._text_order
         token_ids, weights = sparse.indices[order].astype(str).tolist(), sparse.data[order]
         rows = zip(sparse.indptr[:-1].tolist(), sparse.indptr[1:].tolist(), strict=True)
         return [dict(zip(token_ids[a:b], weights[a:b], strict=True)) for a, b in rows]
+
+    @classmethod
+    def concatenate(cls, parts: Sequence["Embeddings"]) -> "Embeddings":
+        """Return the texts of all parts, one after another.
+
+        Raises
+        ------
+        ValueError
+            If there is no part, or the parts' outputs or widths differ.
+        """
+        outputs = {part.outputs for part in parts}
+        if len(outputs) != 1:
+            raise ValueError(f"embeddings to concatenate must have the same outputs, found {sorted(outputs)}")
+        arrays: dict[str, Any] = {}
+        if parts[0]._dense is not None:
+            arrays["dense"] = np.concatenate([part.dense for part in parts])
+        if parts[0]._sparse is not None:
+            arrays["sparse"] = csr_array(vstack([part.sparse for part in parts], format="csr"))
+            starts = np.cumsum([0] + [part.sparse.nnz for part in parts])
+            arrays["first_seen"] = np.concatenate(
+                [part._text_order + a for part, a in zip(parts, starts, strict=False)]
+            )
+        if parts[0]._multivector is not None:
+            arrays["multivector"] = MultiVectors.concatenate([part.multivector for part in parts])
+        return cls(
+            n_tokens=np.concatenate([part.n_tokens for part in parts]),
+            truncated=np.concatenate([part.truncated for part in parts]),
+            **arrays,
+        )
+
+    def save(self, path: str | Path) -> None:
+        """Save to one .npz file if the name ends so, else to a folder that :meth:`load` opens memory-mapped.
+
+        What was there before is replaced in one step, or, if the save is stopped, left as it was.
+
+        Raises
+        ------
+        ValueError
+            If ``path`` is a folder that holds something else.
+        """
+        path = Path(path)
+        if path.suffix == ".npz":
+            save_npz(path, self._arrays())
+        else:
+            save_parts(path, KIND, [self._arrays()], {})
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Embeddings":
+        """Load what :meth:`save` or ``bgem3 encode`` wrote: an .npz file into memory, a folder memory-mapped.
+
+        Values are the same bits as those saved.
+
+        Raises
+        ------
+        FileNotFoundError
+            If there is nothing at ``path``.
+        ValueError
+            If it holds something else, or is damaged.
+        """
+        path = Path(path)
+        if path.suffix == ".npz":
+            arrays = load_npz(path)
+        else:
+            parts, _ = load_parts(path, KIND)
+            (arrays,) = parts.values()
+        return cls._from_arrays(arrays, path)
+
+    def to_flag(self) -> dict[str, Any]:
+        """Return FlagEmbedding's form: ``dense_vecs``, ``lexical_weights`` and ``colbert_vecs``, None if not held.
+
+        Lexical weights are dicts of token id (str) to weight in order of first occurrence, 0 for any other key.
+        """
+        held = self.outputs
+        return {
+            "dense_vecs": self.dense if "dense" in held else None,
+            "lexical_weights": [defaultdict(int, w) for w in self.lexical_weights] if "sparse" in held else None,
+            "colbert_vecs": list(self.multivector) if "multivector" in held else None,
+        }
+
+    def to_qdrant(self, ids: Sequence[int | str] | None = None) -> list[dict[str, Any]]:
+        """Return one point per text; see :func:`bgem3.scoring.payloads.qdrant_points`."""
+        return payloads.qdrant_points(self, ids)
+
+    def to_milvus(self, ids: Sequence[int | str] | None = None) -> list[dict[str, Any]]:
+        """Return one row per text; see :func:`bgem3.scoring.payloads.milvus_rows`."""
+        return payloads.milvus_rows(self, ids)
+
+    def to_vespa(self, ids: Sequence[int | str] | None = None) -> list[dict[str, Any]]:
+        """Return one document per text; see :func:`bgem3.scoring.payloads.vespa_documents`."""
+        return payloads.vespa_documents(self, ids)
+
+    @property
+    def _text_order(self) -> NDArray[np.int64]:
+        """The positions in ``sparse.data``, row by row in text order; as stored if that is not known."""
+        return np.arange(self.sparse.nnz) if self._first_seen is None else self._first_seen
+
+    def _arrays(self) -> dict[str, NDArray[Any]]:
+        arrays: dict[str, NDArray[Any]] = {"n_tokens": self.n_tokens, "truncated": self.truncated}
+        if self._dense is not None:
+            arrays["dense"] = self._dense
+        if self._sparse is not None:
+            arrays |= {f"sparse_{part}": getattr(self._sparse, part) for part in ("data", "indices", "indptr")}
+            arrays |= {"sparse_shape": np.array(self._sparse.shape), "sparse_first_seen": self._text_order}
+        if self._multivector is not None:
+            arrays |= self._multivector.arrays()
+        return arrays
+
+    @classmethod
+    def _from_arrays(cls, arrays: Mapping[str, NDArray[Any]], path: Path) -> "Embeddings":
+        sparse = None
+        if "sparse_data" in arrays:
+            data, indices, indptr, shape = (
+                array_of(arrays, f"sparse_{part}", path) for part in ("data", "indices", "indptr", "shape")
+            )
+            sparse = csr_array((data, indices, indptr), shape=tuple(shape.tolist()))
+        return cls(
+            n_tokens=array_of(arrays, "n_tokens", path),
+            truncated=array_of(arrays, "truncated", path),
+            dense=arrays.get("dense"),
+            sparse=sparse,
+            first_seen=arrays.get("sparse_first_seen"),
+            multivector=MultiVectors.from_arrays(arrays, path) if "multivector" in arrays else None,
+        )
+
+    def __getitem__(self, index: int | slice | ArrayLike) -> "Embeddings":
+        texts = np.arange(len(self))[index]  # type: ignore[index]  # negative indices and IndexError as for arrays
+        texts = np.atleast_1d(texts)
+        arrays: dict[str, Any] = {}
+        if self._dense is not None:
+            arrays["dense"] = self._dense[texts]
+        if self._sparse is not None:
+            starts = self._sparse.indptr[texts].astype(np.int64)
+            lengths = self._sparse.indptr[texts + 1] - starts
+            entries, indptr = ranges(starts, lengths)
+            columns = (self._sparse.data[entries], self._sparse.indices[entries], indptr)
+            arrays["sparse"] = csr_array(columns, shape=(len(texts), self._sparse.shape[1]))
+            arrays["first_seen"] = self._text_order[entries] + np.repeat(indptr[:-1] - starts, lengths)
+        if self._multivector is not None:
+            arrays["multivector"] = self._multivector.take(texts)
+        return Embeddings(n_tokens=self.n_tokens[texts], truncated=self.truncated[texts], **arrays)
 
     def __len__(self) -> int:
         return len(self.n_tokens)

@@ -32,7 +32,7 @@ def hybrid_scores(
 
     Returns
     -------
-    float32 array of the same shape
+    float32 array of the same shape; a score of weight 0 takes no part, even where it is infinite
 
     Raises
     ------
@@ -49,11 +49,11 @@ def hybrid_scores(
     arrays = [np.asarray(a, dtype=np.float32) for a in (dense, sparse, multivector)]
     if not arrays[0].shape == arrays[1].shape == arrays[2].shape:
         raise ValueError(f"the three scores must have one shape, found {', '.join(str(a.shape) for a in arrays)}")
-    total = np.float32(w_dense + w_sparse + w_multivector)
-    weighted = (
-        np.float32(w_dense) * arrays[0] + np.float32(w_sparse) * arrays[1] + np.float32(w_multivector) * arrays[2]
-    )
-    return np.asarray(weighted / total, dtype=np.float32)
+    weighted = np.zeros(arrays[0].shape, np.float32)
+    for weight, array in zip((w_dense, w_sparse, w_multivector), arrays, strict=True):
+        if weight:  # 0 · -inf, of a passage without multi-vectors, would be NaN
+            weighted += np.float32(weight) * array
+    return weighted / np.float32(w_dense + w_sparse + w_multivector)
 
 
 def check_weights(weights: Sequence[float]) -> Weights:

@@ -4,6 +4,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array, sparray, spmatrix
 
+from bgem3.scoring.postings import Postings
+
 
 def sparse_scores(query_weights: csr_array, passage_weights: csr_array) -> NDArray[np.float32]:
     """Score every query with every passage: the sum over shared token ids of ``w_q · w_p``.
@@ -33,7 +35,7 @@ def sparse_scores(query_weights: csr_array, passage_weights: csr_array) -> NDArr
     [[0.5, 0.5]]
     """
     query_weights, passage_weights = _check(query_weights, passage_weights)
-    return np.asarray((query_weights @ passage_weights.T).toarray())  # (Q, P)
+    return Postings.build(passage_weights).scores(query_weights)
 
 
 def sparse_pair_scores(query_weights: csr_array, passage_weights: csr_array) -> NDArray[np.float32]:

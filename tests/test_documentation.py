@@ -117,3 +117,26 @@ def test_the_readmes_speed_is_what_the_benchmark_measured() -> None:
 def test_the_changelog_names_the_version_or_what_is_unreleased() -> None:
     text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     assert f"## [{version('bgem3')}]" in text or "## [Unreleased]" in text
+
+
+def test_the_designs_retrieval_table_is_what_was_measured_and_equals_flagembeddings() -> None:
+    text = (ROOT / "DESIGN.md").read_text(encoding="utf-8")
+    files = json.loads((ROOT / "benchmarks/retrieval.json").read_text(encoding="utf-8"))["files"]
+    for score in ("dense", "sparse", "multivector", "equal", "tuned"):
+        values = [report["bgem3"]["held_out"][score] for report in files.values()]
+        cells = [", ".join(f"{v[metric]:.3f}" for metric in ("recall@1", "mrr@10", "ndcg@10")) for v in values]
+        assert f"| {score} | {' | '.join(cells)} |" in text
+    for report in files.values():
+        assert report["bgem3"] == report["FlagEmbedding"]
+
+
+def test_the_designs_speed_of_scores_is_what_the_benchmark_measured() -> None:
+    text = (ROOT / "DESIGN.md").read_text(encoding="utf-8")
+    report = json.loads((ROOT / "benchmarks/search_cpu.json").read_text(encoding="utf-8"))
+    for name in ("FlagEmbedding", "torch, padded", "bgem3", "bgem3, float16", "bgem3, int8"):
+        cells = [
+            f"{1e3 * m['seconds'][name]:,.1f} ms, {m['share_of_sgemm'][name]:.0%}" for m in report["maxsim"].values()
+        ]
+        assert re.search(rf"\| {name} \| {cells[0]}.* \| {cells[1]}", text), name
+    for seconds in (report["search"][n]["seconds_per_query"]["both"] for n in report["search"]):
+        assert f"| {1e3 * seconds['p50']:.0f} ms | {1e3 * seconds['p95']:.0f} ms |" in text

@@ -1,0 +1,254 @@
+"""HybridSearcher: candidates by dense or lexical score from a whole corpus, reranked by the hybrid score."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeAlias, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bgem3.scoring.dense import dense_scores
+from bgem3.scoring.embeddings import Embeddings
+from bgem3.scoring.hybrid import Scores, Weights, check_weights, hybrid_scores
+from bgem3.scoring.multivector import multivector_candidate_scores
+from bgem3.scoring.ranking import top_k
+from bgem3.scoring.segment import Segment, checked_ids
+from bgem3.scoring.storage import Arrays, load_parts, save_parts
+from bgem3.scoring.token_vectors import Storage
+
+By: TypeAlias = Literal["dense", "sparse", "both"]
+BYS: tuple[By, ...] = get_args(By)
+KIND = "hybrid searcher"
+MEMORY_BUDGET = 64 << 20  # bytes of scores of queries with the whole corpus, at once
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchResults:
+    """The K best passages of each of Q queries, best first.
+
+    Attributes
+    ----------
+    ids : (Q, K) array of the passages' ids
+    index : (Q, K) int64 array of the passages' places in the corpus
+    scores : Scores of (Q, K) arrays
+    """
+
+    ids: NDArray[Any]
+    index: NDArray[np.int64]
+    scores: Scores
+
+
+class HybridSearcher:
+    """A corpus that is searched by dense and lexical score, and reranked by the hybrid of all three.
+
+    Both retrievals are exact. Make one with :meth:`build`, or :meth:`open` a saved one: its arrays are then mapped from
+    disk, and read where a search needs them, so that a corpus may be larger than memory.
+
+    Parameters
+    ----------
+    segments : the passages, in the order they were added
+    folder, names : where the first segments are saved, and under which names
+    """
+
+    def __init__(self, segments: Sequence[Segment], folder: Path | None = None, names: Sequence[str] = ()) -> None:
+        self._segments = list(segments)
+        self._folder = folder
+        self._names = list(names)
+
+    @classmethod
+    def build(
+        cls, passages: Embeddings, ids: Sequence[int] | Sequence[str] | None = None, storage: Storage = "float32"
+    ) -> "HybridSearcher":
+        """Hold passages for searching.
+
+        Parameters
+        ----------
+        passages : embeddings of P texts with all three outputs
+        ids : P different whole numbers or strings that results name the passages by; None for 0 to P - 1
+        storage : of multi-vectors, by far the largest part: "float32", "float16" (half the size) or "int8" (a quarter).
+            ``storage_error`` then tells what it changed; scores are computed in float32 from what is stored.
+
+        Raises
+        ------
+        AttributeError
+            If the passages lack an output.
+        ValueError
+            If the ids do not fit, or the storage is unknown.
+        """
+        return cls([Segment.build(passages, checked_ids(ids, len(passages), 0), storage)])
+
+    def append(self, passages: Embeddings, ids: Sequence[int] | Sequence[str] | None = None) -> None:
+        """Add passages after those there are, in the same storage; None as ids for the next numbers.
+
+        What is saved stays as it is until :meth:`save`, which then writes the new passages only.
+
+        Raises
+        ------
+        AttributeError, ValueError
+            As :meth:`build`, and ValueError if an id is taken or the widths differ from the corpus's.
+        """
+        checked = checked_ids(ids, len(passages), len(self))
+        if len(self) and checked.dtype.kind != self.ids.dtype.kind:
+            raise ValueError(f"ids must be of the corpus's kind, found {checked.dtype} for {self.ids.dtype}")
+        taken = checked[np.isin(checked, self.ids)]
+        if len(taken):
+            raise ValueError(f"ids must be new, but {taken[:5].tolist()} are in the corpus")
+        self._check_widths(passages)
+        self._segments.append(Segment.build(passages, checked, self.storage))
+
+    def search(
+        self,
+        queries: Embeddings,
+        k: int = 10,
+        weights: Weights = (0.4, 0.2, 0.4),
+        *,
+        candidates: int = 100,
+        by: By = "both",
+    ) -> SearchResults:
+        """Retrieve candidates for each query, rerank them by the hybrid score, and return the k best.
+
+        Parameters
+        ----------
+        queries : embeddings of Q texts with all three outputs
+        k : passages to return for each query; all there are, if fewer
+        weights : of the dense, sparse and multi-vector score in the hybrid; divided by their sum
+        candidates : passages with the best dense score ("dense"), the best lexical score ("sparse"), or so many by each
+            ("both") that are reranked. Equal scores go by place in the corpus: with fewer passages that share a token
+            with the query, the first of the others (their lexical score is 0) make up the number.
+        by : what retrieves the candidates
+
+        Returns
+        -------
+        SearchResults, ordered by hybrid score, equal ones by place in the corpus
+
+        Raises
+        ------
+        AttributeError
+            If the queries lack an output.
+        ValueError
+            If an argument is out of range, or the queries' widths are not the corpus's.
+        """
+        weights = check_weights(weights)
+        for name, value, least in (("k", k, 1), ("candidates", candidates, k)):
+            if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
+                raise ValueError(f"{name} must be a whole number of at least {least}, found {value!r}")
+        if by not in BYS:
+            raise ValueError(f"by must be one of {BYS}, found {by!r}")
+        self._check_widths(queries)
+        shape = len(queries), min(k, len(self))
+        index = np.empty(shape, np.int64)
+        columns = [np.empty(shape, np.float32) for _ in range(4)]
+        for i, chosen, retrieved in self._candidates(queries, candidates, by):
+            found = (*retrieved, self._multivector_scores(queries.multivector[i], chosen))
+            hybrid = hybrid_scores(*found, weights)
+            best = top_k(hybrid[None], k)[0]
+            index[i] = chosen[best]
+            for column, values in zip(columns, (*found, hybrid), strict=True):
+                column[i] = values[best]
+        dense, sparse, multivector, hybrid = columns
+        scores = Scores(dense=dense, sparse=sparse, multivector=multivector, hybrid=hybrid)
+        return SearchResults(ids=self.ids[index], index=index, scores=scores)
+
+    def save(self, folder: str | Path) -> None:
+        """Save to a folder that :meth:`open` takes; passages that it already holds are not written again.
+
+        The folder changes in one step: a save that is stopped leaves what was saved before. Afterwards this searcher's
+        arrays are those on disk, mapped, and the memory they took is free.
+
+        Raises
+        ------
+        ValueError
+            If the folder holds something else.
+        """
+        folder = Path(folder).resolve()
+        is_there = folder == self._folder and all((folder / name).is_dir() for name in self._names)
+        kept = self._names if is_there else []
+        parts: list[Arrays | str] = [*kept, *(segment.arrays() for segment in self._segments[len(kept) :])]
+        save_parts(folder, KIND, parts, {"n_passages": len(self)})
+        saved = HybridSearcher.open(folder)
+        self._segments, self._folder, self._names = saved._segments, folder, saved._names
+
+    @classmethod
+    def open(cls, folder: str | Path) -> "HybridSearcher":
+        """Open a saved searcher, memory-mapped; its results are the same bits.
+
+        Raises
+        ------
+        FileNotFoundError
+            If there is none in the folder.
+        ValueError
+            If the folder holds something else, or a file is damaged.
+        """
+        folder = Path(folder).resolve()
+        parts, _ = load_parts(folder, KIND)
+        return cls([Segment.from_arrays(part, folder / name) for name, part in parts.items()], folder, list(parts))
+
+    @property
+    def ids(self) -> NDArray[Any]:
+        """(P,) array of the passages' ids."""
+        return np.concatenate([segment.ids for segment in self._segments])
+
+    @property
+    def storage(self) -> Storage:
+        """How the multi-vectors are kept."""
+        return self._segments[0].multivector.storage
+
+    @property
+    def storage_error(self) -> float:
+        """The most that storage may change a multi-vector score, for unit query vectors; 0 for float32."""
+        return max(segment.storage_error for segment in self._segments)
+
+    def __len__(self) -> int:
+        return sum(len(segment.ids) for segment in self._segments)
+
+    def __repr__(self) -> str:
+        return f"HybridSearcher({len(self)} passages, multi-vectors in {self.storage})"
+
+    def _candidates(
+        self, queries: Embeddings, n_candidates: int, by: By
+    ) -> Iterator[tuple[int, NDArray[np.int64], tuple[NDArray[np.float32], NDArray[np.float32]]]]:
+        """Yield each query's number, its candidates in ascending order, and their dense and lexical scores."""
+        n_at_once = max(1, MEMORY_BUDGET // (8 * max(1, len(self))))
+        for first in range(0, len(queries), n_at_once):
+            block = queries[first : first + n_at_once]
+            lexical = np.concatenate([segment.postings.scores(block.sparse) for segment in self._segments], axis=1)
+            found = [] if by == "dense" else [top_k(lexical, n_candidates)]
+            if by != "sparse":
+                dense = np.concatenate([dense_scores(block.dense, segment.dense) for segment in self._segments], axis=1)
+                found.append(top_k(dense, n_candidates))
+            for i in range(len(block)):
+                chosen = np.unique(np.concatenate([best[i] for best in found]))
+                exact = dense[i, chosen] if by != "sparse" else self._dense_scores(block.dense[[i]], chosen)
+                yield first + i, chosen, (exact, lexical[i, chosen])
+
+    def _dense_scores(self, query: NDArray[np.float32], index: NDArray[np.int64]) -> NDArray[np.float32]:
+        parts = [dense_scores(query, segment.dense[local])[0] for segment, local in self._split(index)]
+        return np.concatenate([np.empty(0, np.float32), *parts])
+
+    def _multivector_scores(self, query: NDArray[np.float32], index: NDArray[np.int64]) -> NDArray[np.float32]:
+        parts = [
+            multivector_candidate_scores(query, segment.multivector, local) for segment, local in self._split(index)
+        ]
+        return np.concatenate([np.empty(0, np.float32), *parts])
+
+    def _split(self, index: NDArray[np.int64]) -> Iterator[tuple[Segment, NDArray[np.int64]]]:
+        """Yield each segment with the passages of an ascending ``index`` that are its own, as places in it."""
+        start = 0
+        for segment in self._segments:
+            first, last = np.searchsorted(index, [start, start + len(segment.ids)])
+            if first < last:
+                yield segment, index[first:last] - start
+            start += len(segment.ids)
+
+    def _check_widths(self, texts: Embeddings) -> None:
+        corpus = self._segments[0]
+        for name, found, expected in (
+            ("dense", texts.dense.shape[1], corpus.dense.shape[1]),
+            ("multivector", texts.multivector.packed.shape[1], corpus.multivector.packed.shape[1]),
+        ):
+            if found != expected and len(texts):
+                raise ValueError(
+                    f"{name} vectors must be as wide as the corpus's, {expected}, found {found}; "
+                    "were both encoded by the same model?"
+                )

@@ -1,0 +1,177 @@
+"""The token vectors of many texts, packed, and stored as float32, float16 or int8."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeAlias, get_args, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bgem3.scoring.storage import array_of
+from bgem3.scoring.widening import ROWS_PER_STEP, as_float32
+
+Storage: TypeAlias = Literal["float32", "float16", "int8"]
+"""How multi-vectors are kept. Scores are computed in float32 from each."""
+
+STORAGES: tuple[Storage, ...] = get_args(Storage)
+
+
+class MultiVectors(Sequence[NDArray[np.float32]]):
+    """The token vectors of many texts in one packed array; item i is text i's (vectors_i, D) float32 array.
+
+    Items are views of float32 storage, and copies of any other.
+
+    Parameters
+    ----------
+    packed : (M, D) float32, float16 or int8 array, the texts' vectors one after another
+    offsets : (N + 1,) int64 array; text i owns rows ``offsets[i]:offsets[i + 1]``
+    scales : (M,) float32 array that int8 rows are multiplied by; None for floats
+    """
+
+    def __init__(
+        self,
+        packed: NDArray[np.floating] | NDArray[np.int8],
+        offsets: NDArray[np.int64],
+        scales: NDArray[np.float32] | None = None,
+    ) -> None:
+        self.packed = packed
+        self.offsets = offsets
+        self.scales = scales
+
+    @classmethod
+    def pack(cls, texts: Sequence[NDArray[np.floating]]) -> "MultiVectors":
+        """Pack one (vectors_i, D) array per text: float16 if all are, else float32; packed input is returned as is.
+
+        Raises
+        ------
+        ValueError
+            If an array is not 2-D or the widths differ.
+        """
+        if isinstance(texts, cls):
+            return texts
+        given: list[NDArray[np.floating]] = [np.asarray(a) for a in texts]
+        dtype = np.float16 if given and all(a.dtype == np.float16 for a in given) else np.float32
+        arrays: list[NDArray[np.floating]] = [a.astype(dtype, copy=False) for a in given]
+        widths = {a.shape[1] if a.ndim == 2 else None for a in arrays}
+        if len(widths) > 1 or None in widths:
+            raise ValueError(
+                "multi-vectors must be one (vectors, dims) array per text, all of one width, found shapes "
+                f"{sorted({a.shape for a in arrays})[:5]}"
+            )
+        offsets = np.cumsum([0] + [len(a) for a in arrays], dtype=np.int64)
+        return cls(
+            arrays[0] if len(arrays) == 1 else np.concatenate(arrays or [np.empty((0, 0), np.float32)]),
+            offsets,
+        )
+
+    @classmethod
+    def concatenate(cls, parts: Sequence["MultiVectors"]) -> "MultiVectors":
+        """Return the texts of all parts, one after another.
+
+        Raises
+        ------
+        ValueError
+            If there is no part, or the parts' widths or storage differ.
+        """
+        kinds = {(part.storage, part.packed.shape[1]) for part in parts if len(part)}
+        if len(kinds) > 1 or not parts:
+            raise ValueError(f"multi-vectors must have one storage and width, found {sorted(kinds)}")
+        parts = [part for part in parts if len(part)] or parts[:1]  # of no texts, any width will do
+        starts = np.cumsum([0] + [len(part.packed) for part in parts])
+        offsets = [part.offsets[1:] + start for part, start in zip(parts, starts, strict=False)]
+        scales = [part.scales for part in parts if part.scales is not None]
+        return cls(
+            np.concatenate([part.packed for part in parts]),
+            np.concatenate([np.zeros(1, np.int64), *offsets]),
+            np.concatenate(scales) if scales else None,
+        )
+
+    @property
+    def storage(self) -> Storage:
+        """The dtype's name, one of "float32", "float16" and "int8"."""
+        return self.packed.dtype.name  # type: ignore[return-value]
+
+    def rows(self, first: int, last: int) -> NDArray[np.float32]:
+        """Return packed rows ``first:last`` as float32: a view of float32 storage, else a new array."""
+        return as_float32(self.packed[first:last], None if self.scales is None else self.scales[first:last])
+
+    def take(self, index: NDArray[np.int64]) -> "MultiVectors":
+        """Return the texts at ``index`` (N',), in its order, as stored; a run of neighbours is a view."""
+        rows: slice | NDArray[np.int64]
+        rows, offsets = ranges(self.offsets[index], np.diff(self.offsets)[index])
+        if len(index) and (np.diff(index) == 1).all():
+            rows = slice(int(self.offsets[index[0]]), int(self.offsets[index[-1] + 1]))
+        return MultiVectors(self.packed[rows], offsets, None if self.scales is None else self.scales[rows])
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """Return what :meth:`from_arrays` takes, by the names that files give them."""
+        arrays: dict[str, NDArray[Any]] = {"multivector": self.packed, "multivector_offsets": self.offsets}
+        return arrays if self.scales is None else arrays | {"multivector_scales": self.scales}
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]], where: Path) -> "MultiVectors":
+        """Put together what was read from ``where``; ValueError if an array is missing."""
+        packed, offsets = (array_of(arrays, name, where) for name in ("multivector", "multivector_offsets"))
+        scales = array_of(arrays, "multivector_scales", where) if packed.dtype == np.int8 else None
+        return cls(packed, offsets, scales)
+
+    def stored_as(self, storage: Storage) -> tuple["MultiVectors", float]:
+        """Return a copy in another storage, and how far off its vectors are: the largest ``‖v - stored v‖``.
+
+        MaxSim of unit queries changes by no more than that distance (Cauchy-Schwarz, then a mean of maxima); by how
+        much it does change, DESIGN.md gives for real texts. int8 rows are scaled by their largest absolute value.
+
+        Raises
+        ------
+        ValueError
+            If the storage is unknown.
+        """
+        if storage not in STORAGES:
+            raise ValueError(f"storage must be one of {STORAGES}, found {storage!r}")
+        stored = np.empty(self.packed.shape, storage)
+        scales = np.empty(len(stored), np.float32) if storage == "int8" else None
+        result, largest = MultiVectors(stored, self.offsets, scales), 0.0
+        for first in range(0, len(stored), ROWS_PER_STEP):
+            step = slice(first, first + ROWS_PER_STEP)
+            vectors = self.rows(first, min(first + ROWS_PER_STEP, len(stored)))
+            if scales is None:
+                stored[step] = vectors
+            else:
+                scales[step] = np.maximum(np.abs(vectors).max(axis=1, initial=0), np.finfo(np.float32).tiny) / 127
+                stored[step] = np.rint(vectors / scales[step, None])
+            errors = np.linalg.norm(vectors - result.rows(first, first + len(vectors)), axis=1)
+            largest = max(largest, float(errors.max()))
+        return result, largest
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @overload
+    def __getitem__(self, index: int) -> NDArray[np.float32]: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[NDArray[np.float32]]: ...
+    def __getitem__(self, index: int | slice) -> NDArray[np.float32] | list[NDArray[np.float32]]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        i = range(len(self))[index]  # negative indices and IndexError as for a list
+        return self.rows(int(self.offsets[i]), int(self.offsets[i + 1]))
+
+    def __iter__(self) -> Iterator[NDArray[np.float32]]:
+        return (self[i] for i in range(len(self)))
+
+    def __repr__(self) -> str:
+        n_vectors, n_dims = self.packed.shape
+        return f"MultiVectors({len(self)} texts, {n_vectors} {self.storage} vectors of {n_dims} dims)"
+
+
+def ranges(starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the numbers of all ranges ``starts[i] : starts[i] + lengths[i]``, one after another, and their offsets.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> [a.tolist() for a in ranges(np.array([7, 2]), np.array([2, 3]))]
+    [[7, 8, 2, 3, 4], [0, 2, 5]]
+    """
+    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths, dtype=np.int64)])
+    return np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], lengths), offsets

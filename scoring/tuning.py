@@ -1,0 +1,159 @@
+"""Hybrid weights for a corpus of one's own: a search on the simplex of the three weights, against judged passages."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bgem3.scoring.dense import dense_scores
+from bgem3.scoring.embeddings import Embeddings
+from bgem3.scoring.hybrid import Weights, hybrid_scores
+from bgem3.scoring.multivector import multivector_scores
+from bgem3.scoring.ranking import check_judgments, check_metric, quality
+from bgem3.scoring.sparse import sparse_scores
+
+ALONE: dict[str, Weights] = {"dense": (1.0, 0.0, 0.0), "sparse": (0.0, 1.0, 0.0), "multivector": (0.0, 0.0, 1.0)}
+EQUAL: Weights = (1 / 3, 1 / 3, 1 / 3)
+STEPS = (0.1, 0.02)  # of the whole simplex, and of the neighbourhood of its best point
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tuning:
+    """What :func:`tune_weights` found.
+
+    Attributes
+    ----------
+    metric : the metric, such as "ndcg@10"
+    weights : the best weights of the dense, sparse and multi-vector score; they add up to 1
+    tried : every weights tried, and the mean quality of each
+    """
+
+    metric: str
+    weights: Weights
+    tried: dict[Weights, float]
+
+    @property
+    def quality(self) -> dict[str, float]:
+        """The mean quality of each score alone, of equal weights and of the tuned ones."""
+        return {name: self.tried[weights] for name, weights in {**ALONE, "equal": EQUAL, "tuned": self.weights}.items()}
+
+    def table(self) -> str:
+        """Return the qualities as a Markdown table."""
+        rows = {**ALONE, "equal": EQUAL, "tuned": self.weights}
+        lines = [f"| score | dense, sparse, multi-vector | {self.metric} |", "|---|---|---|"]
+        for name, weights in rows.items():
+            lines.append(f"| {name} | {', '.join(f'{w:.2f}' for w in weights)} | {self.tried[weights]:.4f} |")
+        return "\n".join(lines)
+
+    def plot(self, path: str | Path) -> None:
+        """Draw the quality over the simplex, to a file in a format that matplotlib knows by its suffix.
+
+        Raises
+        ------
+        ImportError
+            If matplotlib is not installed.
+        """
+        try:
+            from matplotlib.figure import Figure
+        except ImportError as error:
+            raise ImportError("plotting needs matplotlib: `pip install 'bgem3[bench]'`") from error
+        figure = Figure(figsize=(6, 5), layout="constrained")
+        axes = figure.subplots()
+        weights, values = np.array(list(self.tried)), list(self.tried.values())
+        x, y = _corners(weights)
+        points = axes.scatter(x, y, c=values, s=60, cmap="viridis")
+        figure.colorbar(points, label=self.metric)
+        best_x, best_y = _corners(np.array([self.weights]))
+        axes.plot(best_x, best_y, "r*", markersize=16, label="tuned {:.2f}, {:.2f}, {:.2f}".format(*self.weights))
+        for name, corner in ALONE.items():
+            (corner_x,), (corner_y,) = _corners(np.array([corner]))
+            axes.annotate(
+                f"{name}\n{self.tried[corner]:.3f}",
+                (corner_x, corner_y),
+                xytext=(0, 10 if corner_y else -28),
+                textcoords="offset points",
+                ha="center",
+            )
+        axes.set(xlim=(-0.15, 1.15), ylim=(-0.2, 1.1), aspect="equal")
+        axes.axis("off")
+        axes.legend(loc="upper left")
+        figure.savefig(path)
+
+
+def tune_weights(
+    queries: Embeddings, passages: Embeddings, judgments: Sequence[Mapping[int, float]], metric: str = "ndcg@10"
+) -> Tuning:
+    """Find the hybrid weights that rank judged passages best, each query against all passages.
+
+    Every point of the simplex with step 0.1 is tried, then those with step 0.02 around the best. Of equally good
+    weights the ones nearest to equal weights are taken. Judge the result on other queries than these: it is fitted.
+
+    Parameters
+    ----------
+    queries, passages : embeddings of Q and P texts with all three outputs
+    judgments : for each query {place of a passage: gain above 0}, at least one
+    metric : "ndcg@k", "mrr@k" or "recall@k"
+
+    Returns
+    -------
+    Tuning
+
+    Raises
+    ------
+    AttributeError
+        If an output is missing.
+    ValueError
+        If the metric is unknown, the judgments do not fit, or there is no query.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from scipy.sparse import csr_array
+    >>> from bgem3.scoring import MultiVectors
+    >>> def embed(dense, sparse):
+    ...     dense, sparse = np.array(dense, np.float32), csr_array(np.array(sparse, np.float32))
+    ...     vectors = MultiVectors.pack([row[None] for row in dense])
+    ...     n_tokens, truncated = np.full(len(dense), 2), np.zeros(len(dense), bool)
+    ...     return Embeddings(n_tokens=n_tokens, truncated=truncated, dense=dense, sparse=sparse, multivector=vectors)
+    >>> queries, passages = embed([[1, 0]], [[1, 0]]), embed([[1, 0], [0, 1]], [[0, 1], [2, 0]])
+    >>> tuning = tune_weights(queries, passages, [{1: 1.0}], "mrr@10")  # only the lexical score finds passage 1
+    >>> tuning.quality["dense"], tuning.quality["sparse"], tuning.quality["tuned"]
+    (0.5, 1.0, 1.0)
+    """
+    check_metric(metric)
+    check_judgments(judgments, len(queries), len(passages))
+    if not len(queries):
+        raise ValueError("tuning needs at least one query with a judged passage, found none")
+    parts = (
+        dense_scores(queries.dense, passages.dense),
+        sparse_scores(queries.sparse, passages.sparse),
+        multivector_scores(queries.multivector, passages.multivector),
+    )
+    tried: dict[Weights, float] = {}
+
+    def best_of(points: Iterator[Weights]) -> Weights:
+        for weights in points:
+            if weights not in tried:
+                tried[weights] = float(quality(hybrid_scores(*parts, weights), judgments, metric).mean())
+        return min(tried, key=lambda weights: (-tried[weights], np.ptp(weights)))
+
+    coarse, fine = STEPS
+    best_of(iter((*ALONE.values(), EQUAL)))
+    centre = best_of(_simplex(coarse))
+    best = best_of(w for w in _simplex(fine) if max(abs(a - b) for a, b in zip(w, centre, strict=True)) <= coarse)
+    return Tuning(metric=metric, weights=best, tried=tried)
+
+
+def _simplex(step: float) -> Iterator[Weights]:
+    """Yield the weights that are multiples of a step and add up to 1."""
+    n_steps = round(1 / step)
+    for dense in range(n_steps + 1):
+        for sparse in range(n_steps + 1 - dense):
+            yield dense / n_steps, sparse / n_steps, (n_steps - dense - sparse) / n_steps
+
+
+def _corners(weights: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return where weights (N, 3) lie in a triangle: dense at the left, sparse at the right, multi-vector on top."""
+    return weights[:, 1] + weights[:, 2] / 2, weights[:, 2] * np.sqrt(3) / 2
