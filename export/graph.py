@@ -11,7 +11,7 @@ from bgem3.export.weights import WeightsFile
 from bgem3.runtime.artifact import ModelSpec
 
 NATIVE_DOMAIN = "bgem3"
-OPSETS = {"": 20, "com.microsoft": 1, NATIVE_DOMAIN: 1}  # 20 is the first with an exact Gelu
+OPSETS = {"": 20, "com.microsoft": 1}  # 20 is the first with an exact Gelu
 IR_VERSION = 9
 NORM_FLOOR = 1e-12  # torch.nn.functional.normalize's eps
 

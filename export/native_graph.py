@@ -36,7 +36,7 @@ def build_native_graph(spec: ModelSpec, weights: WeightsFile) -> onnx.ModelProto
 
     Returns
     -------
-    A model of about 170 nodes whose initializers lie in the weights file.
+    A model of about 240 nodes, for 24 layers of int8, whose initializers lie in the weights file.
     """
     graph = Graph(weights)
     states = embed_tokens(graph, spec)  # (T, D)

@@ -75,6 +75,8 @@ struct kernels {
 
 extern const struct kernels avx512vnni_kernels, avx2_kernels, portable_kernels;
 
-static inline int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
+static inline int64_t divide_up(int64_t n, int64_t by) { return (n + by - 1) / by; }
+
+static inline int64_t round_up(int64_t n, int64_t multiple) { return divide_up(n, multiple) * multiple; }
 
 #endif

@@ -190,8 +190,8 @@ pack_group(const int8_t *from, int64_t n_outputs, int64_t n_inputs, int64_t n_co
 /* Lay a weight out panel by panel of WIDTH columns: int8 by groups of four inputs, float16 by inputs. */
 static bool pack(const void *weight, struct product *product) {
     int64_t size = bytes_of(product->type), n_inputs = product->n_inputs, n_outputs = product->n_outputs;
-    int64_t n_groups = round_up(n_inputs, GROUP) / GROUP, panel_bytes = n_groups * GROUP * WIDTH * size;
-    int64_t n_panels = round_up(n_outputs, WIDTH) / WIDTH;
+    int64_t n_groups = divide_up(n_inputs, GROUP), panel_bytes = n_groups * GROUP * WIDTH * size;
+    int64_t n_panels = divide_up(n_outputs, WIDTH);
     char *packed = product->weight;
     memset(packed, 0, n_panels * panel_bytes);
     for (int64_t k = 0; k < n_inputs; k += GROUP)
@@ -382,7 +382,7 @@ static void multiply(const struct product *product, const struct product_task *t
                 int n = n_rows - i < MAX_ROWS ? n_rows - i : MAX_ROWS;
                 if (product->type == INT8_WEIGHT) {
                     const uint8_t *strip = quantized + i / MAX_ROWS * strip_bytes + k * MAX_ROWS;
-                    int64_t n_groups = round_up(n_terms, GROUP) / GROUP;
+                    int64_t n_groups = divide_up(n_terms, GROUP);
                     multiply_integers(n, strip, block, n_groups, sums.integers + i * WIDTH);
                 } else
                     multiply_halves(n, rows + i * n_inputs + k, n_inputs, block, n_terms, sums.floats + i * WIDTH);
@@ -459,7 +459,8 @@ static void attend(const struct attention *attention, const struct attention_tas
         pack_values(attention->values + start * stride + offset, stride, n_keys, size, values);
         for (int64_t query = 0; query < n_queries; query += MAX_ROWS) {
             int n_rows = n_queries - query < MAX_ROWS ? n_queries - query : MAX_ROWS;
-            memset(scores, 0, MAX_ROWS * KEYS_PER_BLOCK * sizeof(float));
+            for (int i = 0; i < n_rows; i++)
+                memset(scores + i * KEYS_PER_BLOCK, 0, round_up(n_keys, WIDTH) * sizeof(float));
             for (int64_t key = 0; key < n_keys; key += WIDTH)
                 multiply_floats(
                     n_rows, queries + query * size, size, keys + key * size, size, scores + key, KEYS_PER_BLOCK

@@ -100,9 +100,11 @@ static void release_pages(const void *data, int64_t n_bytes) {
     while (maps && fgets(line, sizeof line, maps)) {
         uintptr_t from, to;
         unsigned long file;
-        if (sscanf(line, "%" SCNxPTR "-%" SCNxPTR " %*s %*s %*s %lu", &from, &to, &file) == 3 && file && from <= start &&
-            stop <= to && start < stop)
+        if (sscanf(line, "%" SCNxPTR "-%" SCNxPTR " %*s %*s %*s %lu", &from, &to, &file) != 3 || start < from || to < stop)
+            continue;
+        if (file && start < stop)
             madvise((void *)start, stop - start, MADV_DONTNEED);
+        break;
     }
     if (maps)
         fclose(maps);
@@ -224,8 +226,6 @@ static void linear_task(void *data, size_t index) {
     run->linear->operator->kernels->multiply(&run->linear->product, &task, scratch);
 }
 
-static int64_t divide_up(int64_t n, int64_t by) { return (n + by - 1) / by; }
-
 static OrtStatus *linear_compute(void *kernel, OrtKernelContext *context) {
     const struct linear *linear = kernel;
     const struct product *product = &linear->product;
@@ -239,15 +239,16 @@ static OrtStatus *linear_compute(void *kernel, OrtKernelContext *context) {
         return ort.create_status(INVALID_ARGUMENT, "Linear: the residual does not fit the output");
     struct linear_run run = {.linear = linear, .whole = {.rows = rows.data, .residual = residual.data}};
     TRY(make_output(context, n_rows, product->n_outputs, &run.whole.output));
+    if (!n_rows)
+        return NULL;
     int64_t n_panels = divide_up(product->n_outputs, linear->operator->kernels->panel_width);
     run.whole.row_stop = n_rows, run.whole.panel_stop = n_panels;
     /* Blocks of rows quantize each row once; columns are cut too where there are too few rows for all threads. */
     int64_t n_threads = linear->operator->n_threads, n_wanted = n_threads > 1 ? 3 * n_threads : 1;
     int64_t n_row_blocks = divide_up(n_rows, ROWS_PER_TASK);
-    run.rows_per_block = round_up(divide_up(n_rows, n_row_blocks > 0 ? n_row_blocks : 1), MAX_ROWS);
-    n_row_blocks = divide_up(n_rows, run.rows_per_block > 0 ? run.rows_per_block : 1);
-    int64_t n_column_blocks = divide_up(n_wanted, n_row_blocks > 0 ? n_row_blocks : 1);
-    run.panels_per_block = divide_up(n_panels, n_column_blocks);
+    run.rows_per_block = round_up(divide_up(n_rows, n_row_blocks), MAX_ROWS);
+    n_row_blocks = divide_up(n_rows, run.rows_per_block);
+    run.panels_per_block = divide_up(n_panels, divide_up(n_wanted, n_row_blocks));
     run.n_column_blocks = divide_up(n_panels, run.panels_per_block);
     return ort.parallel_for(context, linear_task, n_row_blocks * run.n_column_blocks, 0, &run);
 }
