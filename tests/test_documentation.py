@@ -145,3 +145,6 @@ def test_the_designs_speed_of_scores_is_what_the_benchmark_measured() -> None:
             f"{1e3 * m['seconds'][name]:,.1f} ms, {m['share_of_sgemm'][name]:.0%}" for m in report["maxsim"].values()
         ]
         assert re.search(rf"\| {name} \| {cells[0]}.* \| {cells[1]}", text), name
+    for found in report["search"].values():
+        both = [f"{1e3 * seconds:.0f} ms" for seconds in found["seconds_per_query"]["both"].values()]
+        assert f"| {' | '.join(both)} |" in text
