@@ -244,11 +244,12 @@ class HybridSearcher:
     def _check_widths(self, texts: Embeddings) -> None:
         corpus = self._segments[0]
         for name, found, expected in (
-            ("dense", texts.dense.shape[1], corpus.dense.shape[1]),
-            ("multivector", texts.multivector.packed.shape[1], corpus.multivector.packed.shape[1]),
+            ("dense vectors", texts.dense.shape[1], corpus.dense.shape[1]),
+            ("multivector vectors", texts.multivector.packed.shape[1], corpus.multivector.packed.shape[1]),
+            ("sparse weights", texts.sparse.shape[1], corpus.vocabulary_size),
         ):
             if found != expected and len(texts):
                 raise ValueError(
-                    f"{name} vectors must be as wide as the corpus's, {expected}, found {found}; "
+                    f"{name} must be as wide as the corpus's, {expected}, found {found}; "
                     "were both encoded by the same model?"
                 )

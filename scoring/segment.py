@@ -14,6 +14,8 @@ from bgem3.scoring.postings import Postings
 from bgem3.scoring.storage import array_of
 from bgem3.scoring.token_vectors import MultiVectors, Storage
 
+NUMBERS = ("vocabulary_size", "storage_error")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Segment:
@@ -24,12 +26,14 @@ class Segment:
     ids : (P,) int64 or str array
     dense : (P, D) float32 array
     postings, multivector : the passages' lexical weights and token vectors
+    vocabulary_size : how many token ids lexical weights may have
     storage_error : the largest ``‖v - stored v‖`` of the token vectors
     """
 
     ids: NDArray[Any]
     dense: NDArray[np.float32]
     postings: Postings
+    vocabulary_size: int
     multivector: MultiVectors
     storage_error: float
 
@@ -39,21 +43,32 @@ class Segment:
         multivector, error = passages.multivector, 0.0
         if multivector.storage != storage:
             multivector, error = multivector.stored_as(storage)
-        postings = Postings.build(passages.sparse)
-        return cls(ids=ids, dense=passages.dense, postings=postings, multivector=multivector, storage_error=error)
+        return cls(
+            ids=ids,
+            dense=passages.dense,
+            postings=Postings.build(passages.sparse),
+            vocabulary_size=passages.sparse.shape[1],
+            multivector=multivector,
+            storage_error=error,
+        )
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """Return what :meth:`from_arrays` takes, by the names that files give them."""
-        named = {"ids": self.ids, "dense": self.dense, "storage_error": np.array([self.storage_error])}
+        named = {"ids": self.ids, "dense": self.dense}
+        named |= {name: np.array([getattr(self, name)]) for name in NUMBERS}
         return named | self.postings.arrays() | self.multivector.arrays()
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, NDArray[Any]], where: Path) -> "Segment":
         """Put together what was read from ``where``; ValueError if an array is missing."""
-        ids, dense, error = (array_of(arrays, name, where) for name in ("ids", "dense", "storage_error"))
-        postings = Postings.from_arrays(arrays, where)
-        multivector = MultiVectors.from_arrays(arrays, where)
-        return cls(ids=ids, dense=dense, postings=postings, multivector=multivector, storage_error=float(error[0]))
+        ids, dense, *numbers = (array_of(arrays, name, where) for name in ("ids", "dense", *NUMBERS))
+        return cls(
+            ids=ids,
+            dense=dense,
+            postings=Postings.from_arrays(arrays, where),
+            multivector=MultiVectors.from_arrays(arrays, where),
+            **{name: number[0].item() for name, number in zip(NUMBERS, numbers, strict=True)},
+        )
 
 
 def checked_ids(ids: Sequence[int] | Sequence[str] | None, n_passages: int, first: int) -> NDArray[Any]:

@@ -42,6 +42,13 @@ def plain_top(scores: NDArray[np.float32], k: int) -> list[int]:
     return sorted(range(len(scores)), key=lambda column: (-scores[column], column))[:k]
 
 
+def widened(texts: Embeddings) -> Embeddings:
+    """Return embeddings of a vocabulary that has a token more."""
+    n_texts, n_tokens = texts.sparse.shape
+    texts.sparse.resize((n_texts, n_tokens + 1))
+    return texts
+
+
 @given(
     rows=st.lists(st.lists(st.sampled_from([-np.inf, -1.0, 0.0, 0.5, 2.0]), min_size=4, max_size=4), max_size=3),
     k=st.integers(1, 6),
@@ -143,6 +150,7 @@ def test_a_killed_save_leaves_the_old_index_whole(tmp_path: Path, monkeypatch: p
         (lambda s, e: s.search(e, weights=(1, -1, 0)), "must not sum to 0"),
         (lambda s, e: s.search(make_embeddings(0, 2, 7)), "dense vectors must be as wide as the corpus's, 8, found 7"),
         (lambda s, e: s.append(make_embeddings(0, 2, 7)), "dense vectors must be as wide as the corpus's, 8, found 7"),
+        (lambda s, e: s.search(widened(e)), "sparse weights must be as wide as the corpus's, .*; were both encoded by"),
         (lambda s, e: s.append(e, [4, 9]), r"ids must be new, but \[4\] are in the corpus"),
         (lambda s, e: s.append(e, ["a", "b"]), "ids must be of the corpus's kind, found <U1 for int64"),
         (lambda s, e: s.append(e, [7]), "ids must be one per text, found 1 for 2 texts"),
