@@ -42,8 +42,8 @@ types: setup ## mypy, strict
 	for stage in export runtime scoring; do ln -sfn ../../$$stage .types/bgem3/$$stage; done
 	$(BIN)/mypy
 
-bench: setup ## tokens per second beside FlagEmbedding, full size (see --help for the options)
-	$(BIN)/python scripts/bench_throughput.py
+bench: setup ## bgem3 and every other encoder that can run, full size: an hour, 30 GB of disk (see the script)
+	$(BIN)/python scripts/bench_latency.py
 
 bench-gpu: setup ## everything measured on a CUDA device (DEVICE=gpu)
 	$(BIN)/bgem3 bench --device cuda --output benchmarks/cuda.json

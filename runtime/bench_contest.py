@@ -1,129 +1,399 @@
-"""Encoders measured beside each other, after a look at whether they compute the same."""
+"""Encoders beside each other, in a process each, taking turns, after a look at whether they compute the same."""
 
+import contextlib
+import json
+import os
+import resource
 import statistics
+import subprocess
 import time
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from bgem3.runtime.bench_hardware import seconds_of
-from bgem3.runtime.bench_report import TIME_LIMIT, attempt, is_missing, not_run
-from bgem3.runtime.session import OUTPUTS, Output
+from bgem3.runtime.bench_environments import PythonFinder
+from bgem3.runtime.bench_peers import PEERS, Peer
+from bgem3.runtime.bench_report import TIME_LIMIT, BenchReport, not_run
+from bgem3.runtime.bench_scenarios import MIX, QUERY, Scenario
+from bgem3.runtime.bench_workload import Effort
 
-MIN_COSINE = 0.99  # to the first encoder's vectors; one below computes something else, and its speed says nothing
-WARM_UP = 5  # untimed queries before a block: what ran before left its threads spinning and the caches full
-SECONDS_PER_ENCODER = 5.0  # of timed queries, where they are slow
+OURS = "bgem3"
+MIN_COSINE = 0.99  # of dense vectors; what computes in floats and is below computes something else, and is not timed
+QUANTIZED = ("int8", "q8_0")
+REST = 0.2  # seconds before each request, in which what ran before stops spinning
+N_TUNED_TEXTS = 12
+STAT = Path("/proc/stat")
+HOW_TO_GET = {
+    "checkpoint": "the artifact's checkpoint: --checkpoint",
+    "portable": "a portable graph, exported with --portable",
+    "artifact": "an artifact",
+}
+LOAD_TOKENS = 1000  # what starting a process costs, in tokens, to estimate the time that is left
+BOOT = """
+import runpy, sys, types
+for name, path in (("bgem3", []), ("bgem3.runtime", [sys.argv[1]])):
+    sys.modules[name] = types.ModuleType(name)
+    sys.modules[name].__path__ = path
+runpy.run_module("bgem3.runtime.bench_worker", run_name="__main__")
+"""
+"""Runs the worker where bgem3 is not installed, without what bgem3.runtime imports."""
 
-Encode = Callable[[list[str], tuple[Output, ...]], Any]
-Encoders = dict[str, Encode | str]
-"""How to encode texts, by the encoder's name; or, in words, why it cannot run. What is returned has ``dense``, (N, D),
-and if asked for ``multivector``, N arrays (vectors, M)."""
+
+class ContestantError(Exception):
+    """An encoder cannot run; the message says why."""
 
 
-def query_latency(
-    encoders: Encoders, queries: list[str], outputs: tuple[Output, ...], n_calls: int, deadline: float
-) -> dict[str, Any]:
-    """Time single queries, tokenizing included, in blocks of one encoder at a time.
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One line of the result: a kind of encoder, its precision, and its batch size where that is not its best."""
+
+    kind: str
+    precision: str
+    batch_size: int | None = None
+
+    @property
+    def peer(self) -> Peer:
+        """What is known of this kind."""
+        return PEERS[self.kind]
+
+    @property
+    def process(self) -> tuple[str, str]:
+        """What tells the processes apart."""
+        return self.kind, self.precision
+
+    @property
+    def label(self) -> str:
+        """The name that is shown."""
+        size = f", batch {self.batch_size}" if self.batch_size else ""
+        return f"{self.peer.label} {self.precision}{size}"
+
+
+def rows_of(names: Sequence[str], precisions: Sequence[str], device: str) -> list[Row]:
+    """Return what is to be measured: bgem3 in each precision, int8 first, then the peers named.
 
     Parameters
     ----------
-    queries : encoded one by one, all of them in each block
-    outputs : the heads asked for
-    n_calls : timed calls of each encoder; fewer, but at least a block, where they take over SECONDS_PER_ENCODER
-    deadline : on ``time.perf_counter``'s clock; no block starts after it
+    names : "all", kinds ("openvino") or kinds with a precision ("openvino-int8")
+    precisions : of the artifact
+    device : peers that do not run on it are left out of "all"
 
-    Returns
-    -------
-    By encoder: ``p50_ms``, ``p95_ms``, ``n_calls``, and how far its vectors are from the first encoder's
+    Raises
+    ------
+    ValueError
+        If a name is not known.
     """
-    ready, cells = _start(encoders, queries[:1], outputs, deadline)  # one text, as is timed
-    seconds: dict[str, list[float]] = {name: [] for name in ready}
-    for _ in range(0, n_calls, len(queries)):
-        for name, encode in ready.items():
-            if sum(seconds[name]) < SECONDS_PER_ENCODER and time.perf_counter() < deadline:
-                for query in queries[:WARM_UP]:
-                    encode([query], outputs)
-                seconds[name] += [seconds_of(partial(encode, [query], outputs)) for query in queries]
-    for name, times in seconds.items():
-        if not times:
-            cells[name] = not_run(TIME_LIMIT)
-            continue
-        p50, p95 = np.percentile(times, [50, 95]) * 1000
-        cells[name] |= {"p50_ms": float(p50), "p95_ms": float(p95), "n_calls": len(times)}
-    return cells
+    kind_of_device = device.partition(":")[0]
+    peers = {f"{kind}-{held}": Row(kind=kind, precision=held) for kind, p in PEERS.items() for held in p.precisions}
+    peers = {name: row for name, row in peers.items() if row.kind != OURS}
+    rows = [Row(kind=OURS, precision=held) for held in sorted(precisions, key=lambda held: held != "int8")]
+    for name in names:
+        found = [
+            row
+            for known, row in peers.items()
+            if (name == "all" and kind_of_device in row.peer.devices) or name in (row.kind, known)
+        ]
+        if not found:
+            raise ValueError(f"there is no peer {name!r}; there are {', '.join(['all', *PEERS, *peers])}")
+        for row in found:
+            default = row.peer.default_batch_size
+            rows += [row] + ([Row(kind=row.kind, precision=row.precision, batch_size=default)] if default else [])
+    return list(dict.fromkeys(rows))
 
 
-def bulk_throughput(
-    encoders: Encoders,
-    texts: list[str],
-    n_tokens: int,
-    flop: int,
-    n_repeats: int,
-    deadline: float,
-    matrix_rate: float | None = None,
-) -> dict[str, Any]:
-    """Time all texts at once with all three heads, the encoders taking turns; medians are given.
+class Worker:
+    """An encoder's process."""
+
+    def __init__(self, kind: str, python: str, log: Path, n_threads: int) -> None:
+        variables = dict.fromkeys(("MKL_NUM_THREADS", "OMP_NUM_THREADS", "RAYON_NUM_THREADS"), str(n_threads))
+        variables |= {"TOKENIZERS_PARALLELISM": "true", "HF_HUB_OFFLINE": "1"}
+        # A second thread of NumPy's would spin beside those of ONNX Runtime, and slow bge-m3-lite down.
+        variables |= {"OPENBLAS_NUM_THREADS": "1"}
+        program = (
+            ["-m", "bgem3.runtime.bench_worker"] if kind == OURS else ["-I", "-c", BOOT, str(Path(__file__).parent)]
+        )
+        self._log = log
+        self.started = time.perf_counter()
+        with log.open("w") as errors:
+            self._process = subprocess.Popen(
+                [python, *program, kind],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                encoding="utf-8",
+                env=os.environ | variables,
+            )
+
+    def ask(self, **request: Any) -> Any:
+        """Send a request and wait for its answer; ContestantError if the process ends instead."""
+        assert self._process.stdout
+        with contextlib.suppress(BrokenPipeError):
+            print(json.dumps(request), file=self._process.stdin, flush=True)
+        if answer := self._process.stdout.readline():
+            return json.loads(answer)
+        status, said = self._process.wait(), self._log.read_text(encoding="utf-8", errors="replace").split("\n")
+        last = [line.strip() for line in said if line.strip()][-1:]
+        raise ContestantError(f"it ended with status {status}: {' '.join(last)}"[:300])
+
+    def close(self) -> None:
+        """End the process."""
+        with contextlib.suppress(BrokenPipeError):
+            self._process.communicate()
+
+
+class Contest:
+    """Runs every encoder on every scenario, turn after turn, and keeps the results in a report's ``encoders``.
+
+    An encoder's process starts anew in each turn: so its start is measured, there is memory for one at a time, and no
+    other encoder's threads are about.
 
     Parameters
     ----------
-    n_tokens, flop : of all texts, padding left out
-    n_repeats : timed calls of each encoder
-    deadline : on ``time.perf_counter``'s clock; no call starts after it
-    matrix_rate : FLOP/s of the device's matrix products
-
-    Returns
-    -------
-    By encoder: ``tokens_per_s``, ``flop_per_s``, its ``share_of_matrix_rate``, all ``seconds``, and how far its vectors
-    are from the first encoder's
+    report : where results are kept as they come
+    rows : bgem3's first; times are compared with the first row's
+    scenarios : by name, the quickest first, so that how long the others take can be estimated
+    names : of the scenarios to time
+    settings : what encoders are told, besides what each adds to it
+    work : folder for what encoders load and is made here
+    pythons : finds the Python of each environment
+    effort : how often
+    cell_limit : seconds; a scenario of which one call will take an encoder longer is not run
     """
-    ready, cells = _start(encoders, texts, OUTPUTS, deadline)
-    seconds: dict[str, list[float]] = {name: [] for name in ready}
-    for _ in range(n_repeats):
-        for name, encode in ready.items():
-            if time.perf_counter() < deadline:
-                seconds[name].append(seconds_of(partial(encode, texts, OUTPUTS)))
-    for name, times in seconds.items():
-        if not times:
-            cells[name] = not_run(TIME_LIMIT)
-            continue
-        median = statistics.median(times)
-        cells[name] |= {"tokens_per_s": n_tokens / median, "flop_per_s": flop / median, "seconds": times}
-        if matrix_rate:
-            cells[name]["share_of_matrix_rate"] = flop / median / matrix_rate
-    return cells
+
+    def __init__(
+        self,
+        report: BenchReport,
+        rows: Sequence[Row],
+        scenarios: dict[str, Scenario],
+        names: Sequence[str],
+        settings: dict[str, Any],
+        work: Path,
+        pythons: PythonFinder,
+        effort: Effort,
+        cell_limit: float,
+    ) -> None:
+        self._report, self._scenarios, self._names, self._settings = report, scenarios, names, settings
+        self._work, self._pythons, self._effort, self._cell_limit = work, pythons, effort, cell_limit
+        self._first = rows[0].label
+        self._groups = [[row for row in rows if row.process == process] for process in {row.process: 0 for row in rows}]
+        self._tuned: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
+        self._expected: dict[str, NDArray[Any]] | None = None
+        self._found: dict[str, dict[str, Any]] = {
+            row.label: {"kind": row.kind, "label": row.peer.label, "precision": row.precision, "scenarios": {}}
+            for row in rows
+        }
+        report.keep({name: scenarios[name].described() for name in names}, "scenarios")
+        report.keep(self._found, "encoders")
+
+    def run(self) -> None:
+        """Take all turns, those that begin in time."""
+        progress = Progress(len(self._groups), [self._n_tokens(turn) for turn in range(self._effort.n_turns)])
+        for turn in range(self._effort.n_turns):
+            others = others_cpus()
+            # What computes in float32 comes first, in the first turn: the others' outputs are compared with its.
+            is_float = lambda rows: rows[0].precision != "fp32"  # noqa: E731
+            groups = sorted(self._groups, key=is_float) if turn == 0 else self._groups[:: 1 if turn % 2 == 0 else -1]
+            for rows in groups:
+                self._report.say(f"turn {turn + 1} of {self._effort.n_turns}: {rows[0].label}{progress.left()}")
+                self._take_turn(rows, turn)
+                progress.step(turn)
+                self._summarise()
+                self._report.keep(self._found, "encoders")
+            if others:
+                self._report.keep([*self._report.data.get("cpus_used_by_others", []), others()], "cpus_used_by_others")
+
+    def _take_turn(self, rows: Sequence[Row], turn: int) -> None:
+        """Start an encoder and run it on every scenario of this turn."""
+        found = self._found[rows[0].label]
+        if "not_run" in found:
+            return
+        if not self._report.seconds_left:
+            for row in rows:
+                self._found[row.label] |= {} if self._found[row.label]["scenarios"] else not_run(TIME_LIMIT)
+            return
+        try:
+            settings = self._settings_of(rows[0])
+            if turn == 0 and rows[0].peer.prepare:
+                with contextlib.closing(self._start(rows[0])) as worker:
+                    worker.ask(prepare=settings)
+            with contextlib.closing(self._start(rows[0])) as worker:
+                self._load(worker, rows, settings)
+                if turn == 0:
+                    self._compare(worker, rows[0])
+                    self._tune(worker, rows[0])
+                for name in self._names:
+                    for row in rows:
+                        if self._effort.turns(self._scenarios[name].tokens_per_call) > turn:
+                            self._time(worker, row, name)
+        except (ContestantError, RuntimeError) as error:
+            self._report.say(f"{rows[0].label}: {error}")
+            for row in rows:
+                self._found[row.label] |= not_run(str(error))
+
+    def _settings_of(self, row: Row) -> dict[str, Any]:
+        missing = [need for need in row.peer.needs if self._settings.get(need) is None]
+        if missing:
+            raise ContestantError(f"it needs {HOW_TO_GET[missing[0]]}")
+        return self._settings | {"precision": row.precision, "files": str(self._work / row.kind)}
+
+    def _start(self, row: Row) -> "Worker":
+        python = self._pythons(row.peer)
+        time.sleep(REST)
+        log = self._work / f"{row.kind}-{row.precision}.log"
+        return Worker(row.kind, python, log, self._settings["threads"])
+
+    def _load(self, worker: Worker, rows: Sequence[Row], settings: dict[str, Any]) -> None:
+        workloads = {name: scenario.workload() for name, scenario in self._scenarios.items()}
+        answer = worker.ask(load=settings, workloads=workloads)
+        answer["cold_start_s"] = time.perf_counter() - worker.started
+        for row in rows:
+            found = self._found[row.label]
+            for name in ("cold_start_s", "import_s", "load_s", "first_s"):
+                found.setdefault(name, []).append(answer[name])
+            found["versions"], found["loaded_rss_bytes"] = answer["versions"], answer["loaded_rss_bytes"]
+            found["disk_bytes"] = sum(path.stat().st_size for path in row.peer.files(settings))
+
+    def _compare(self, worker: Worker, row: Row) -> None:
+        """Compare the outputs on the mix with those of the first encoder; ContestantError if they are too far."""
+        path = self._work / "outputs.npz"
+        size = row.peer.batch_sizes[-1]
+        worker.ask(save=MIX, path=str(path), batch_size=size)
+        with np.load(path) as arrays:
+            outputs = dict(arrays)
+        path.unlink()
+        self._expected = self._expected or outputs
+        found = agreement(outputs, self._expected)
+        self._found[row.label]["agreement"] = found
+        if row.precision not in QUANTIZED and found["dense_min_cosine"] < MIN_COSINE:
+            raise ContestantError(f"its dense vectors are not the first one's (cosine {found['dense_min_cosine']:.4f})")
+
+    def _tune(self, worker: Worker, row: Row) -> None:
+        n_texts = {QUERY: 1, MIX: N_TUNED_TEXTS}
+        tuned = {name: worker.ask(tune=name, n_texts=n) for name, n in n_texts.items()}
+        self._tuned[row.process] = self._found[row.label]["tuned"] = tuned
+
+    def _time(self, worker: Worker, row: Row, name: str) -> None:
+        """Time a row on a scenario, unless it lacks a head or takes too long."""
+        scenario, cells = self._scenarios[name], self._found[row.label]["scenarios"]
+        is_of_batches = scenario.batch_size is None
+        if not set(scenario.outputs) <= set(row.peer.outputs) or (row.batch_size and not is_of_batches):
+            return
+        rates = [cell["flop_per_s"] for cell in cells.values() if "flop_per_s" in cell]
+        expected = scenario.flop_per_call / max(rates) if rates else 0.0
+        if expected > self._cell_limit:
+            cells[name] = not_run(f"one call would take about {expected:.0f} s, the limit is {self._cell_limit:.0f} s")
+            return
+        if not self._report.seconds_left:
+            cells.setdefault(name, not_run(TIME_LIMIT))
+            return
+        tuned = self._tuned[row.process][scenario.tuned_as]
+        choice = {
+            "variant": tuned["variant"],
+            "batch_size": scenario.batch_size or row.batch_size or tuned["batch_size"],
+        }
+        n_calls = max(self._effort.n_calls, 2 * scenario.n_clients)
+        answer = worker.ask(run=name, n_calls=n_calls, seconds=self._effort.cell_seconds, **choice)
+        cell = cells.setdefault(name, choice | {"seconds": [], "wall_s": []})
+        cell["seconds"].append(answer["seconds"])
+        cell["wall_s"].append(answer["wall_s"])
+        summarise(cell, scenario, self._report.data.get("matrix_rate", {}), row.precision)
+        peak = self._found[row.label].get("peak_rss_bytes", 0)
+        self._found[row.label]["peak_rss_bytes"] = max(peak, answer["peak_rss_bytes"])
+
+    def _summarise(self) -> None:
+        """Compare every cell's times with the first row's, turn by turn."""
+        firsts = self._found[self._first]["scenarios"]
+        for found in self._found.values():
+            for name, cell in found["scenarios"].items():
+                if "seconds" in cell and "seconds" in firsts.get(name, {}):
+                    pairs = zip(cell["seconds"], firsts[name]["seconds"], strict=False)
+                    ratios = [statistics.median(times) / statistics.median(ours) for times, ours in pairs]
+                    cell["times_first"] = {
+                        "median": statistics.median(ratios),
+                        "lowest": min(ratios),
+                        "highest": max(ratios),
+                    }
+
+    def _n_tokens(self, turn: int) -> float:
+        """Return about how much an encoder has to do in a turn."""
+        scenarios = [self._scenarios[name] for name in self._names]
+        return LOAD_TOKENS + sum(s.tokens_per_call for s in scenarios if self._effort.turns(s.tokens_per_call) > turn)
 
 
-def _start(
-    encoders: Encoders, texts: list[str], outputs: tuple[Output, ...], deadline: float
-) -> tuple[dict[str, Encode], dict[str, Any]]:
-    """Encode once with each; return those to be timed, and what there is to say of each."""
-    ready: dict[str, Encode] = {}
-    cells: dict[str, Any] = {}
-    expected = None
-    for name, encode in encoders.items():
-        if isinstance(encode, str) or time.perf_counter() >= deadline:
-            cells[name] = not_run(encode if isinstance(encode, str) else TIME_LIMIT)
-            continue
-        found = attempt(partial(encode, texts, outputs))
-        expected = found if expected is None and not is_missing(found) else expected
-        cells[name] = found if is_missing(found) else attempt(partial(agreement, found, expected, outputs))
-        if not is_missing(cells[name]):
-            ready[name] = encode
-    return ready, cells
+class Progress:
+    """Estimates the time that is left, from what was done so far."""
+
+    def __init__(self, n_encoders: int, work: Sequence[float]) -> None:
+        self._start, self._done = time.perf_counter(), 0.0
+        self._work, self._all = work, n_encoders * sum(work)
+
+    def step(self, turn: int) -> None:
+        """Count an encoder's turn as done."""
+        self._done += self._work[turn]
+
+    def left(self) -> str:
+        """Say how long the rest will take."""
+        if not self._done:
+            return ""
+        seconds = (time.perf_counter() - self._start) * (self._all / self._done - 1)
+        return f", about {seconds / 60:.0f} minutes left"
 
 
-def agreement(found: Any, expected: Any, outputs: tuple[Output, ...]) -> dict[str, Any]:
-    """Return the lowest cosine of two encoders' vectors, by head; with ``not_run`` if one is below MIN_COSINE."""
-    pairs = {"dense": [(found.dense, expected.dense)]}
-    if "multivector" in outputs:
-        pairs["multivector"] = list(zip(found.multivector, expected.multivector, strict=True))
-    cosines = {f"{head}_min_cosine": min(_min_cosine(*pair) for pair in both) for head, both in pairs.items()}
-    is_same = min(cosines.values()) >= MIN_COSINE
-    return cosines if is_same else cosines | not_run("its outputs are not the first encoder's, so it is not timed")
+def summarise(cell: dict[str, Any], scenario: Scenario, matrix_rate: dict[str, Any], precision: str) -> None:
+    """Add to a cell what its seconds mean: quantiles, rates, and the share of the machine's matrix products."""
+    times = [seconds for turn in cell["seconds"] for seconds in turn]
+    lower, p50, upper, p95 = np.percentile(times, [25, 50, 75, 95]).tolist()
+    seconds_per_call = sum(cell["wall_s"]) / len(times) if scenario.n_clients > 1 else p50
+    cell |= {
+        "n_calls": len(times),
+        "p50_s": p50,
+        "p95_s": p95,
+        "spread": (upper - lower) / p50,
+        "tokens_per_s": scenario.tokens_per_call / seconds_per_call,
+        "flop_per_s": scenario.flop_per_call / seconds_per_call,
+    }
+    rate = matrix_rate.get("int8" if precision in QUANTIZED else precision, matrix_rate.get("fp32", {}))
+    if "flop_per_s" in rate:
+        cell["share_of_matrix_rate"] = cell["flop_per_s"] / rate["flop_per_s"]
 
 
-def _min_cosine(found: Any, expected: Any) -> float:
-    cosines = np.einsum("nd,nd->n", np.asarray(found, np.float32), np.asarray(expected, np.float32))
-    return float(np.nan_to_num(cosines, nan=-1.0).min())  # vectors are unit length
+def agreement(found: dict[str, NDArray[Any]], expected: dict[str, NDArray[Any]]) -> dict[str, float]:
+    """Return the lowest cosines of dense vectors and of multi-vectors, and how far lexical weights are apart.
+
+    Parameters
+    ----------
+    found, expected : dense (N, D) of unit length; where there are multi-vectors ``vectors`` (V, M); where there are
+        lexical weights ``weights`` (L,) and ``entries`` (L, 2), their texts and token ids
+    """
+    report = {}
+    for name, key in (("dense", "dense"), ("multivector", "vectors")):
+        if key in found and key in expected:
+            cosines = np.einsum("nd,nd->n", found[key], expected[key], dtype=np.float64)
+            report[f"{name}_min_cosine"] = float(np.nan_to_num(cosines, nan=-1.0).min())
+    if "weights" in found and "weights" in expected:
+        ours, theirs = (
+            dict(zip(map(tuple, o["entries"].tolist()), o["weights"].tolist(), strict=True)) for o in (found, expected)
+        )
+        apart = [abs(ours.get(entry, 0.0) - theirs.get(entry, 0.0)) for entry in ours.keys() | theirs.keys()]
+        report["sparse_max_difference"] = max(apart, default=0.0)
+        report["sparse_max"] = max(theirs.values(), default=0.0)
+    return report
+
+
+def others_cpus() -> Callable[[], float] | None:
+    """Return what tells how many CPUs processes not of this benchmark have used since now; None where not on Linux."""
+    if not STAT.is_file():
+        return None
+    start, busy = time.perf_counter(), others_seconds()
+    return lambda: (others_seconds() - busy) / (time.perf_counter() - start)
+
+
+def others_seconds() -> float:
+    """Return the CPU seconds used since Linux started, without this process's and its ended children's."""
+    user, nice, system, _idle, _wait, *others = STAT.read_text(encoding="utf-8").split(maxsplit=9)[1:9]
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    ours = time.process_time() + used.ru_utime + used.ru_stime
+    return sum(map(int, (user, nice, system, *others))) / os.sysconf("SC_CLK_TCK") - ours

@@ -7,6 +7,7 @@ import statistics
 import subprocess
 import time
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,10 @@ import numpy as np
 import onnxruntime
 
 from bgem3.runtime import cuda
-from bgem3.runtime.bench_report import attempt
+from bgem3.runtime.bench_report import attempt, not_run
 from bgem3.runtime.device import device_number
 
-LIBRARIES = ("bgem3", "numpy", "tokenizers", "onnx", "torch", "transformers", "FlagEmbedding")
+LIBRARIES = ("bgem3", "numpy", "tokenizers", "onnx")
 SHAPES = {
     "cpu": [(512, 1024, 4096)],  # BGE-M3's largest product, for the tokens of one micro-batch
     "cuda": [(16384, 1024, 4096), (8192, 8192, 8192)],
@@ -97,49 +98,52 @@ def seconds_of(run: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def onnxruntime_matrix_rate(device: str, precision: str, n_threads: int, n_repeats: int = 30) -> dict[str, float]:
-    """Measure ONNX Runtime's matrix products in FLOP/s, by shape.
+def matrix_rates(device: str, precision: str, n_threads: int, n_repeats: int = 30) -> dict[str, Any]:
+    """Measure the machine's matrix products with ONNX Runtime and, where it is installed, PyTorch.
 
     Parameters
     ----------
     device : "cpu" or "cuda:N"
-    precision : of the products on CUDA, "fp16" or "fp32"; on CPU they are fp32
+    precision : "fp32"; on CUDA "fp16" too; on CPU "int8" too, uint8 x int8 with a scale for each column, without torch
     n_threads : on CPU
     n_repeats : timed products, of which the median counts
 
-    Raises
-    ------
-    ImportError
-        If onnx, which writes the graph, is not installed.
-    RuntimeError
-        If ONNX Runtime does not take the device.
+    Returns
+    -------
+    ``flop_per_s``, the highest rate, and ``products``, each library's and shape's. In place of what could not be
+    measured stands ``{"not_run": reason}``.
     """
-    return _rates(_onnxruntime_product, device, precision, n_threads, n_repeats)
+    libraries = {"onnxruntime": _onnxruntime_product} | ({} if precision == "int8" else {"torch": _torch_product})
+    products = {}
+    for library, product in libraries.items():
+        for m, k, n in SHAPES[device.partition(":")[0]]:
+            measure = partial(_rate, product, (m, k, n), device, precision, n_threads, n_repeats)
+            products[f"{library} ({m}, {k}) x ({k}, {n})"] = attempt(measure)
+    rates = [rate for rate in products.values() if isinstance(rate, float)]
+    found = (
+        {"flop_per_s": max(rates)} if rates else not_run("neither onnx nor torch is there to multiply matrices with")
+    )
+    return found | {"products": products}
 
 
-def torch_matrix_rate(device: str, precision: str, n_threads: int, n_repeats: int = 30) -> dict[str, float]:
-    """Measure PyTorch's matrix products; as :func:`onnxruntime_matrix_rate`."""
-    return _rates(_torch_product, device, precision, n_threads, n_repeats)
-
-
-def _rates(
+def _rate(
     product: Callable[[Any, Any, str, int], Callable[[], object]],
+    shape: tuple[int, int, int],
     device: str,
     precision: str,
     n_threads: int,
     n_repeats: int,
-) -> dict[str, float]:
-    kind = device.partition(":")[0]
-    dtype = np.float16 if (kind, precision) == ("cuda", "fp16") else np.float32
+) -> float:
+    m, k, n = shape
     rng = np.random.default_rng(0)  # random numbers: zeros draw less power and run faster
-    rates = {}
-    for m, k, n in SHAPES[kind]:
-        rows, weight = (rng.standard_normal(shape, dtype=np.float32).astype(dtype) for shape in ((m, k), (k, n)))
-        run = product(rows, weight, device, n_threads)
-        run()
-        seconds = statistics.median(seconds_of(run) for _ in range(n_repeats))
-        rates[f"({m}, {k}) x ({k}, {n})"] = 2 * m * k * n / seconds
-    return rates
+    if precision == "int8":
+        rows, weight = rng.integers(0, 256, (m, k), np.uint8), rng.integers(-127, 128, (k, n), np.int8)
+    else:
+        dtype = np.float16 if precision == "fp16" else np.float32
+        rows, weight = (rng.standard_normal(size, dtype=np.float32).astype(dtype) for size in ((m, k), (k, n)))
+    run = product(rows, weight, device, n_threads)
+    run()
+    return 2 * m * k * n / statistics.median(seconds_of(run) for _ in range(n_repeats))
 
 
 def _onnxruntime_product(rows: Any, weight: Any, device: str, n_threads: int) -> Callable[[], object]:
@@ -148,12 +152,20 @@ def _onnxruntime_product(rows: Any, weight: Any, device: str, n_threads: int) ->
     place = ("cuda", device_number(device)) if is_cuda else ("cpu", 0)
     if is_cuda and cuda.PROVIDER not in onnxruntime.get_available_providers():
         raise RuntimeError(f"onnxruntime {onnxruntime.__version__} has no {cuda.PROVIDER}")
-    kind = onnx.helper.np_dtype_to_tensor_dtype(rows.dtype)
-    values = [onnx.helper.make_tensor_value_info(name, kind, None) for name in ("rows", "product")]
-    node = onnx.helper.make_node("MatMul", ["rows", "weight"], ["product"])
-    initializer = onnx.numpy_helper.from_array(weight, "weight")
-    graph = onnx.helper.make_graph([node], "product", values[:1], values[1:], [initializer])
-    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=9)
+    operator, domain, constants = "MatMul", "", {"weight": weight}
+    if rows.dtype == np.uint8:
+        operator, domain = "MatMulIntegerToFloat", "com.microsoft"
+        scales = np.full(weight.shape[1], 0.01, np.float32)
+        constants |= {"row_scale": np.float32(0.01), "scales": scales, "zero_point": np.uint8(128)}
+    helper = onnx.helper
+    kind = helper.np_dtype_to_tensor_dtype(rows.dtype)
+    made = kind if operator == "MatMul" else onnx.TensorProto.FLOAT
+    ends = [helper.make_tensor_value_info(*value, None) for value in (("rows", kind), ("product", made))]
+    node = helper.make_node(operator, ["rows", *constants], ["product"], domain=domain)
+    initializers = [onnx.numpy_helper.from_array(np.asarray(values), name) for name, values in constants.items()]
+    graph = helper.make_graph([node], "product", ends[:1], ends[1:], initializers)
+    opsets = [helper.make_opsetid("", 20), helper.make_opsetid("com.microsoft", 1)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=9)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = n_threads
     provider = (cuda.PROVIDER, {"device_id": place[1], "use_tf32": 0}) if is_cuda else "CPUExecutionProvider"

@@ -1,4 +1,4 @@
-"""Measurements that need a process to themselves: memory, and the attention kernels ONNX Runtime reports.
+"""Measurements that need a process to themselves: memory, operators' times, and attention kernels.
 
 The functions start the process; :func:`main` is what runs in it, with bgem3 and nothing else loaded.
 """
@@ -8,20 +8,24 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from bgem3.runtime.artifact import read_artifact
 from bgem3.runtime.bench_hardware import device_memory_mib
 from bgem3.runtime.bench_workload import ExactTexts, random_lengths
 from bgem3.runtime.model import BGEM3Model
 from bgem3.runtime.parity import Reference
+from bgem3.runtime.session import CpuSession
 
 KERNEL_LOG = {"ORT_ENABLE_ATTENTION_KERNEL_DEBUG_INFO": "1"}  # read when a session is made
 MARK = "encoding a text of tokens:"
 PACKED_TEXT = 512  # tokens of each text of the packed micro-batch
 RANDOM_TEXT = 2048  # most tokens of a text of random length
+N_ENCODED = 3  # times that operators are timed; the last counts
 N_POINTS = 10  # at which memory is read while batches of random shapes run
 
 
@@ -61,6 +65,22 @@ def parse_kernels(printed: str) -> dict[int, dict[str, Any]]:
             n_nodes = Counter(" ".join(match.groups()) for match in matches)
             found[int(n_tokens)] = {"n_nodes": dict(n_nodes), "line": matches[0].group()}
     return found
+
+
+def operator_seconds(load: dict[str, Any], workloads: dict[str, list[str]], timeout: float) -> dict[str, Any]:
+    """Encode texts on CPU and return the seconds of each of ONNX Runtime's operators, by workload; or ``not_run``.
+
+    Parameters
+    ----------
+    load : arguments of :meth:`BGEM3Model.load`
+    workloads : texts by name
+    timeout : seconds
+    """
+    printed, failure = _run({"measure": "operators", "load": load, "workloads": workloads}, timeout)
+    found: dict[str, Any] = {}
+    for line in printed.splitlines():
+        found |= json.loads(line)
+    return {name: found.get(name, {"not_run": failure}) for name in workloads}
 
 
 def memory_use(
@@ -119,6 +139,9 @@ def _run(request: dict[str, Any], timeout: float, variables: dict[str, str] | No
 
 def main(request: dict[str, Any]) -> None:
     """Answer one request; results go to standard output line by line, so that a killed process leaves some."""
+    if request["measure"] == "operators":
+        _use_operators(request)
+        return
     if request["measure"] == "memory":
         read_memory("before loading", request["load"]["device"])
     with BGEM3Model.load(**request["load"]) as model:
@@ -141,6 +164,26 @@ def peak_rss_mib() -> int:
     import resource  # Unix alone has it
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // (1 << 20 if sys.platform == "darwin" else 1 << 10)
+
+
+def _use_operators(request: dict[str, Any]) -> None:
+    load = request["load"]
+    artifact = read_artifact(load["folder"])
+    precision, path = artifact.graph(load["precision"], "cpu")
+    for name, texts in request["workloads"].items():
+        with tempfile.TemporaryDirectory() as folder:
+            prefix = Path(folder) / "profile"
+            session = CpuSession(path, precision, n_threads=load["n_threads"], profile=prefix)
+            model = BGEM3Model(artifact, session)
+            for _ in range(N_ENCODED):
+                model.encode(texts)
+            events = json.loads(session.end_profiling().read_text(encoding="utf-8"))
+        nodes = [event for event in events if event["cat"] == "Node" and event["name"].endswith("_kernel_time")]
+        nodes = nodes[len(nodes) - len(nodes) // N_ENCODED :]  # the last pass, which is warm
+        seconds: Counter[str] = Counter()
+        for event in nodes:
+            seconds[event["args"]["op_name"]] += event["dur"] / 1e6
+        print(json.dumps({name: dict(seconds.most_common())}), flush=True)
 
 
 def _use_kernels(request: dict[str, Any], model: BGEM3Model, texts: ExactTexts) -> None:

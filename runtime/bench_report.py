@@ -13,8 +13,11 @@ from rich.table import Column, Table
 
 from bgem3.runtime.session import onnxruntime_errors
 
-PARTS = ("matrix_rate", "parity", "attention_kernels", "memory", "latency", "throughput")
-"""The parts of a report, in the order in which they are measured: memory before other encoders are loaded."""
+PARTS = ("matrix_rate", "parity", "attention_kernels", "memory", "breakdown", "scenarios")
+"""The parts of a report, in the order in which they are measured."""
+
+COLUMNS = ("query 16", "query 16 dense", "clients 16", "8x128", "rerank 20", "mix", "mix dense", "long 2048")
+"""The scenarios that the table has room for."""
 
 CANNOT_RUN = (AttributeError, ImportError, OSError, RuntimeError, TypeError, ValueError)
 """What libraries raise that do not fit the machine or each other, or that run out of memory."""
@@ -100,39 +103,51 @@ def failures(data: dict[str, Any]) -> list[str]:
         failed += [f"parity, {precision}: {missed}" for missed in report.get("missed", ())]
         if is_missing(report) and report["not_run"] != TIME_LIMIT:
             failed.append(f"parity, {precision}: {report['not_run']}")
-    for names, cell in _missing(data):
-        is_ours = names[-1].startswith("bgem3") and cell["not_run"] != TIME_LIMIT
-        if is_ours or "dense_min_cosine" in cell:
-            failed.append(f"{', '.join(names)}: {cell['not_run']}")
+    for label, found in data.get("encoders", {}).items():
+        is_ours, has_other_outputs = found["kind"] == "bgem3", "agreement" in found  # what was compared did run
+        if is_missing(found) and found["not_run"] != TIME_LIMIT and (is_ours or has_other_outputs):
+            failed.append(f"{label}: {found['not_run']}")
     return failed
 
 
 def summary(data: dict[str, Any]) -> Group:
     """Return a report in short: a table with an encoder a row, and lines on all else."""
-    columns = {f"{name}\np50 ms": by_heads.get("all heads", {}) for name, by_heads in data.get("latency", {}).items()}
-    columns |= {f"{name}\ntokens/s": cell for name, cell in data.get("throughput", {}).items()}
-    cells = {title.replace(" tokens", ""): cell["encoders"] for title, cell in columns.items() if "encoders" in cell}
-    table = Table(Column("encoder", overflow="fold"), *cells)
-    for encoder in dict.fromkeys(name for encoders in cells.values() for name in encoders):
-        figures = [_figure(encoders.get(encoder, {})) for encoders in cells.values()]
-        if any(figures):
-            table.add_row(encoder, *figures)
+    scenarios, encoders = data.get("scenarios", {}), data.get("encoders", {})
+    columns = {name: scenarios[name] for name in COLUMNS if name in scenarios}
+    titles = [f"{name}\n{'tokens/s' if _is_bulk(scenario) else 'ms'}" for name, scenario in columns.items()]
+    table = Table(Column("encoder", overflow="fold"), *(Column(title, justify="right") for title in titles))
+    for title in ("start\ns", "peak\nGB"):
+        table.add_column(title, justify="right")
+    for label, found in encoders.items():
+        cells = [_figure(found["scenarios"].get(name, {}), _is_bulk(scenario)) for name, scenario in columns.items()]
+        if any(cells):
+            start, peak = min(found["cold_start_s"]), found.get("peak_rss_bytes", 0) / 1e9
+            table.add_row(label, *cells, f"{start:.1f}", f"{peak:.2f}")
     device = data["environment"].get("gpu", {}).get("name") or data["environment"]["processor"]
-    missing = [(names, cell["not_run"]) for names, cell in _missing(data)]
-    late = [
-        ", ".join(name for name in names if name != "encoders") for names, reason in missing if reason == TIME_LIMIT
-    ]
-    reasons = dict.fromkeys(f"{names[-1]}: {reason}" for names, reason in missing if reason != TIME_LIMIT)
+    reasons = [f"{label}: {found['not_run']}" for label, found in encoders.items() if is_missing(found)]
+    busy = data.get("cpus_used_by_others", [])
     lines = [*_findings(data), *reasons, *(f"FAILED {reason}" for reason in data["failed"])]
-    lines += [f"not run, for the time limit: {'; '.join(late)}"] if late else []
-    return Group(f"{device}, {data['settings']['precision']} weights", *([table] if cells else []), *lines)
+    lines += [f"other processes used {max(busy):.1f} CPUs meanwhile"] if busy else []
+    title = f"{device}, {data['environment']['n_threads']} threads, {data['settings']['weights']} weights"
+    return Group(title, *([table] if table.row_count else []), *lines)
+
+
+def _is_bulk(scenario: dict[str, Any]) -> bool:
+    return scenario["group"] in ("bulk", "shapes")
+
+
+def _figure(cell: dict[str, Any], is_bulk: bool) -> str:
+    if "p50_s" not in cell:
+        return ""
+    value = cell["tokens_per_s"] if is_bulk else 1000 * cell["p50_s"]
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _findings(data: dict[str, Any]) -> Iterator[str]:
     """Yield a line for each finding that is no encoder's speed."""
-    for name, rates in data.get("matrix_rate", {}).items():
-        if not is_missing(rates):
-            yield f"matrix products, {name}: {max(rates.values()) / 1e12:.3g} TFLOP/s"
+    for precision, found in data.get("matrix_rate", {}).items():
+        if not is_missing(found):
+            yield f"matrix products, {precision}: {found['flop_per_s'] / 1e12:.3g} TFLOP/s"
     for precision, report in data.get("parity", {}).items():
         if not is_missing(report):
             values = [f"{name} {value:.9g}" for name, value in report.items() if name.endswith("cosine")]
@@ -140,22 +155,8 @@ def _findings(data: dict[str, Any]) -> Iterator[str]:
     for n_tokens, found in data.get("attention_kernels", {}).items():
         if "n_nodes" in found:
             yield f"attention, {n_tokens} tokens: {', '.join(found['n_nodes'])}"
-    memory = data.get("memory", {})
-    stages = memory.get("stages", {}) | ({"growth": memory["growth_mib"]} if "growth_mib" in memory else {})
-    for stage, found in stages.items():
-        if "random shapes" not in stage:
-            yield f"memory, {stage}: {', '.join(f'{name} {value}' for name, value in found.items())}"
-
-
-def _figure(cell: dict[str, Any]) -> str:
-    value = cell.get("tokens_per_s") or cell.get("p50_ms")
-    return "" if value is None else f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
-
-
-def _missing(data: dict[str, Any], *names: str) -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:
-    """Yield the measurements that could not be made, each with its path."""
-    if is_missing(data):
-        yield names, data
-    for name, value in data.items():
-        if isinstance(value, dict):
-            yield from _missing(value, *names, name)
+    for precision, memory in data.get("memory", {}).items():
+        stages = memory.get("stages", {}) | ({"growth": memory["growth_mib"]} if "growth_mib" in memory else {})
+        for stage, found in stages.items():
+            if "random shapes" not in stage:
+                yield f"memory, {precision}, {stage}: {', '.join(f'{name} {value}' for name, value in found.items())}"

@@ -23,21 +23,34 @@ class Effort:
 
     Attributes
     ----------
-    n_products : timed matrix products
-    n_calls : timed calls of each encoder with single queries
-    n_repeats, n_tokens : timed calls of each encoder with many texts, and the tokens of those texts together
+    n_turns : in each of which every encoder starts anew and runs the scenarios
+    n_calls, cell_seconds : timed calls of an encoder in a scenario and turn: as many as fit the time, at least one
+    most_tokens : of a scenario's calls in all turns together: those of many tokens run in fewer turns
+    n_queries, query_lengths : single queries, and their tokens
+    n_clients : threads that call an encoder at once
+    shapes : texts and tokens of batches of one length
+    n_reranked : passages beside one query
     n_passages, n_questions : in the mix of real lengths
-    batch_sizes : texts per batch of the encoders that pad
+    long_lengths : tokens of single long texts
+    n_products : timed matrix products
+    longest : tokens; of parity's texts and of those that memory is measured with
     n_packed_tokens, n_batches : of which memory is measured: a full micro-batch, and batches of random shapes
     """
 
-    n_products: int = 30
-    n_calls: int = 200
-    n_repeats: int
-    n_tokens: int
+    n_turns: int = 3
+    n_calls: int = 20
+    cell_seconds: float = 3.0
+    most_tokens: int
+    n_queries: int = 20
+    query_lengths: tuple[int, ...] = (8, 16, 32)
+    n_clients: tuple[int, ...] = (1, 4, 16)
+    shapes: tuple[tuple[int, int], ...]
+    n_reranked: tuple[int, ...] = (20, 100)
     n_passages: int
     n_questions: int
-    batch_sizes: tuple[int, ...]
+    long_lengths: tuple[int, ...] = (2048, 8192)
+    n_products: int = 30
+    longest: int = 8192
     n_packed_tokens: int
     n_batches: int
 
@@ -45,33 +58,42 @@ class Effort:
         """Return less of the same."""
         return replace(
             self,
-            n_products=3,
-            n_calls=20,
-            n_repeats=1,
-            n_tokens=self.n_tokens // 8,
+            n_turns=1,
+            n_calls=10,
+            cell_seconds=1.0,
+            query_lengths=(16,),
+            n_clients=(4,),
+            shapes=self.shapes[:1],
+            n_reranked=(),
             n_passages=self.n_passages // 4,
             n_questions=self.n_questions // 4,
-            batch_sizes=self.batch_sizes[-1:],
+            long_lengths=(),
+            n_products=3,
+            longest=512,
             n_batches=self.n_batches // 40,
         )
+
+    def turns(self, n_tokens: float) -> int:
+        """Return in how many turns a scenario runs whose calls take so many tokens."""
+        return max(1, min(self.n_turns, int(self.most_tokens / n_tokens)))
 
 
 EFFORTS = {
     "cpu": Effort(
-        n_repeats=2,
-        n_tokens=1024,
+        most_tokens=6000,
+        shapes=((1, 128), (8, 16), (8, 128), (1, 512), (4, 512)),
         n_passages=8,
         n_questions=16,
-        batch_sizes=(1, 8),
         n_packed_tokens=1024,
         n_batches=0,
     ),
     "cuda": Effort(
-        n_repeats=3,
-        n_tokens=65536,
+        most_tokens=1_000_000,
+        n_calls=200,
+        n_queries=100,
+        shapes=((1, 128), (8, 16), (8, 128), (64, 128), (1, 512), (64, 512), (32, 2048)),
         n_passages=256,
         n_questions=1024,
-        batch_sizes=(32, 256),
         n_packed_tokens=16384,
         n_batches=2000,
     ),

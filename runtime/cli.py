@@ -17,7 +17,6 @@ from tqdm import tqdm
 
 from bgem3.runtime import bench_command
 from bgem3.runtime.artifact import PRECISIONS, read_artifact
-from bgem3.runtime.bench_report import summary
 from bgem3.runtime.model import DEFAULT_WEIGHTS, BGEM3Model
 from bgem3.runtime.parity import Reference, check_graphs, check_parity
 from bgem3.runtime.portable import PORTABLE, check_portable
@@ -129,10 +128,10 @@ def run_verify(arguments: argparse.Namespace) -> int:
 
 
 def run_bench(arguments: argparse.Namespace) -> int:
-    """Measure speed, parity and memory on this machine, beside PyTorch and FlagEmbedding where they are installed."""
-    report = bench_command.run(arguments)
-    _show(arguments, report, summary(report))
-    return int(bool(report["failed"]))
+    """Measure speed, parity and memory on this machine, beside other encoders if asked for."""
+    data, table, has_failed = bench_command.run(arguments)
+    _show(arguments, data, table)
+    return int(has_failed)
 
 
 def run_info(arguments: argparse.Namespace) -> int:

@@ -35,6 +35,7 @@ class CpuSession:
     path : the graph over ONNX Runtime's own operators
     kernels : of our own operators, for the graph beside that one: "auto" takes the fastest that this CPU has, and
         without any runs ``path``; "none" runs ``path``
+    profile : prefix of a file that ONNX Runtime writes each operator's time to; None for none
 
     Attributes
     ----------
@@ -47,7 +48,14 @@ class CpuSession:
     device = "cpu"
 
     def __init__(
-        self, path: Path, precision: str, *, n_threads: int, token_budget: int | None = None, kernels: str = "auto"
+        self,
+        path: Path,
+        precision: str,
+        *,
+        n_threads: int,
+        token_budget: int | None = None,
+        kernels: str = "auto",
+        profile: Path | None = None,
     ) -> None:
         self.precision = precision
         self.token_budget = token_budget or TOKEN_BUDGET
@@ -60,11 +68,15 @@ class CpuSession:
         if kernels == "none":
             # SkipLayerNormalization is several times slower on CPU than the Add and LayerNormalization it replaces.
             self._session = open_session(
-                path, n_threads, settings=product_settings(path), disabled_optimizers=["SkipLayerNormFusion"]
+                path,
+                n_threads,
+                settings=product_settings(path),
+                profile=profile,
+                disabled_optimizers=["SkipLayerNormFusion"],
             )
         else:
             settings = {"bgem3.kernels": kernels, "bgem3.n_threads": str(n_threads)}
-            self._session = open_session(native, n_threads, settings=settings, operators=library())
+            self._session = open_session(native, n_threads, settings=settings, operators=library(), profile=profile)
         self._input_names = [value.name for value in self._session.get_inputs()]
 
     def most_padded(self, longest: int) -> int:
@@ -93,6 +105,10 @@ class CpuSession:
             feeds |= cpu_layout(batch.cu_seqlens)
         arrays = self._session.run(list(outputs), {name: feeds[name] for name in self._input_names})
         return dict(zip(outputs, arrays, strict=True))
+
+    def end_profiling(self) -> Path:
+        """Return the file that operators' times were written to, which is then whole."""
+        return Path(self._session.end_profiling())
 
     def close(self) -> None:
         """Release the session's memory."""
@@ -152,7 +168,12 @@ def open_session(path: Path, n_threads: int, **arguments: Any) -> Any:
 
 
 def make_session(
-    path: Path, n_threads: int, settings: dict[str, str] | None = None, operators: Path | None = None, **arguments: Any
+    path: Path,
+    n_threads: int,
+    settings: dict[str, str] | None = None,
+    operators: Path | None = None,
+    profile: Path | None = None,
+    **arguments: Any,
 ) -> Any:
     """Make an ONNX Runtime session, with config entries, a library of operators and arguments of InferenceSession."""
     runtime = import_onnxruntime()
@@ -163,6 +184,8 @@ def make_session(
     options.log_severity_level = ERRORS_ONLY
     for key, value in (settings or {}).items():
         options.add_session_config_entry(key, value)
+    if profile is not None:
+        options.enable_profiling, options.profile_file_prefix = True, str(profile)
     if operators is not None:
         options.register_custom_ops_library(str(operators))
     return runtime.InferenceSession(path, options, enable_fallback=0, **arguments)

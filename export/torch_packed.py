@@ -1,14 +1,11 @@
-"""The same checkpoint run by PyTorch: what the ONNX graphs are measured beside.
+"""The same checkpoint run by PyTorch over packed tokens, so that no work is padding; measured beside the CUDA graphs.
 
-- :class:`TorchPadded` : transformers' backbone with its "sdpa" attention, texts padded to the longest of their batch
-- :class:`TorchPacked` : the backbone's weights in a short loop over packed tokens, so that no work is padding
-
-Both do all three heads in one pass, take texts sorted by length, and bring a batch's outputs to the host in one
-transfer. They do a little less than bgem3: a token's weights are not merged over its occurrences.
+All three heads in one pass; a batch's outputs come to the host in one transfer. It does a little less than bgem3: a
+token's weights are not merged over its occurrences.
 """
 
 import copy
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -19,7 +16,7 @@ from numpy.typing import NDArray
 from torch.nn.functional import gelu, linear, normalize, relu, scaled_dot_product_attention
 
 from bgem3.export.checkpoint import BGEM3Torch, Checkpoint
-from bgem3.runtime.packing import PackedBatch, pack, padded_ids, plan_batches
+from bgem3.runtime.packing import PackedBatch, pack, plan_batches
 from bgem3.runtime.session import OUTPUTS, Output
 from bgem3.runtime.tokenizer import TextTokenizer
 
@@ -43,41 +40,6 @@ class Encoded:
     multivector: Sequence[NDArray[np.floating]] | None = None
 
 
-class TorchPadded:
-    """Transformers' backbone over padded batches; outputs are float32.
-
-    Parameters
-    ----------
-    checkpoint : from `bgem3.export.checkpoint.load_checkpoint`; it is copied, not changed
-    device, dtype : where it runs and what it computes in
-    """
-
-    def __init__(self, checkpoint: Checkpoint, device: str, dtype: torch.dtype) -> None:
-        attention = checkpoint.model.backbone.config._attn_implementation
-        if attention != "sdpa":
-            raise RuntimeError(f"transformers loaded the backbone with {attention!r} attention, expected 'sdpa'")
-        self._model = _placed(checkpoint.model, device, dtype)
-        self._spec = checkpoint.spec
-        self._tokenize = TextTokenizer(checkpoint.folder / "tokenizer.json", checkpoint.spec)
-
-    def __call__(self, texts: list[str], outputs: Sequence[Output] = OUTPUTS, batch_size: int = 32) -> Encoded:
-        """Encode texts, ``batch_size`` of similar lengths at a time."""
-        tokens = self._tokenize(texts, self._spec.max_length)
-        order = np.argsort(-tokens.lengths, kind="stable")
-        batches = (order[start : start + batch_size] for start in range(0, len(order), batch_size))
-        return _encode(self._model, (pack(tokens, i, self._spec.pad_id) for i in batches), outputs, self._states)
-
-    def _states(self, batch: PackedBatch) -> torch.Tensor:
-        """Return the last hidden states of the tokens, (T, D), without those of the padding."""
-        padded, is_token = padded_ids(batch, self._spec.pad_id)
-        device = self._model.backbone.device
-        ids, mask, rows = (
-            _on(device, values) for values in (padded, is_token.astype(np.int64), is_token.ravel().nonzero()[0])
-        )
-        states: torch.Tensor = self._model.backbone(input_ids=ids, attention_mask=mask).last_hidden_state
-        return states.flatten(0, 1)[rows]
-
-
 class TorchPacked:
     """A short encoder of our own over packed tokens; outputs are float32.
 
@@ -86,7 +48,8 @@ class TorchPacked:
 
     Parameters
     ----------
-    checkpoint, device, dtype : as for :class:`TorchPadded`
+    checkpoint : from `bgem3.export.checkpoint.load_checkpoint`; it is copied, not changed
+    device, dtype : where it runs and what it computes in
     token_budget : most tokens in one micro-batch; a longer text runs alone
 
     Raises
@@ -106,11 +69,18 @@ class TorchPacked:
         self._layers: list[Any] = list(self._model.backbone.encoder.layer)
         self._qkv = [_fused_qkv(layer.attention.self) for layer in self._layers]
 
-    def __call__(self, texts: list[str], outputs: Sequence[Output] = OUTPUTS, batch_size: int = 0) -> Encoded:
-        """Encode texts under the token budget; ``batch_size`` has no meaning here."""
+    def __call__(self, texts: list[str], outputs: Sequence[Output] = OUTPUTS) -> Encoded:
+        """Encode texts under the token budget."""
         tokens = self._tokenize(texts, self._spec.max_length)
-        batches = plan_batches(tokens.lengths, self._token_budget, lambda longest: len(texts))
-        return _encode(self._model, (pack(tokens, i, self._spec.pad_id) for i in batches), outputs, self._states)
+        found: dict[Output, dict[int, Any]] = {name: {} for name in outputs}
+        with torch.inference_mode():
+            for index in plan_batches(tokens.lengths, self._token_budget, lambda longest: len(texts)):
+                batch = pack(tokens, index, self._spec.pad_id)
+                for name, values in _heads(self._model, self._states(batch), batch.cu_seqlens, outputs).items():
+                    found[name] |= zip(batch.text_index.tolist(), values, strict=True)
+        in_order = {name: [values for _, values in sorted(by_text.items())] for name, by_text in found.items()}
+        dense = np.concatenate(in_order["dense"]) if "dense" in outputs else None
+        return Encoded(dense=dense, lexical=in_order.get("sparse"), multivector=in_order.get("multivector"))
 
     def _states(self, batch: PackedBatch) -> torch.Tensor:
         """Return the last hidden states of the tokens, (T, D)."""
@@ -131,23 +101,6 @@ class TorchPacked:
             states = attention.LayerNorm(attention.dense(context) + states)
             states = output.LayerNorm(output.dense(gelu(layer.intermediate.dense(states))) + states)
         return states
-
-
-def _encode(
-    model: BGEM3Torch,
-    batches: Iterable[PackedBatch],
-    outputs: Sequence[Output],
-    states_of: Callable[[PackedBatch], torch.Tensor],
-) -> Encoded:
-    """Run batches, and put every text's outputs in its place."""
-    found: dict[Output, dict[int, Any]] = {name: {} for name in outputs}
-    with torch.inference_mode():
-        for batch in batches:
-            for name, values in _heads(model, states_of(batch), batch.cu_seqlens, outputs).items():
-                found[name] |= zip(batch.text_index.tolist(), values, strict=True)
-    in_order = {name: [values for _, values in sorted(texts.items())] for name, texts in found.items()}
-    dense = np.concatenate(in_order["dense"]) if "dense" in outputs else None
-    return Encoded(dense=dense, lexical=in_order.get("sparse"), multivector=in_order.get("multivector"))
 
 
 def _heads(
