@@ -11,7 +11,7 @@ Series = dict[str, dict[float, float]]  # by encoder: y by x
 
 WIDTH, TOP, ROW, LABEL = 840, 54, 30, 12  # pixels; the last is the font size of labels at the ends of lines
 KEY = 34  # pixels between a panel and those labels
-DASHES = {"int8": "", "fp16": "7 3", "fp32": "2.5 2.5"}
+DASHES = {"int8": "", "fp16": "7 3", "bf16": "7 3 2.5 3", "fp32": "2.5 2.5"}
 
 
 def throughput(report: Report, scenario: str) -> str:
@@ -162,14 +162,17 @@ class Panel:
             colour, dash = _style(report, label)
             self.chart.line([(self.x(x) + 6, y), (start, place)], colour=colour, opacity=0.7)
             self.chart.line([(start, place), (start + 20, place)], colour=colour, dash=dash, width=2)
-            words = {"colour": colour, "is_bold": is_ours(report, label), "size": LABEL}
-            self.chart.text((self._across[1] + KEY, place + 4), label, **words)
+            at, is_bold = (self._across[1] + KEY, place + 4), is_ours(report, label)
+            self.chart.text(at, label, colour=colour, size=LABEL, is_bold=is_bold)
 
 
 def _style(report: Report, label: str) -> tuple[str, str]:
     """Return an encoder's colour, which is its kind's, and dashes, which are its precision's."""
     encoder = report["encoders"][label]
-    kinds = list(dict.fromkeys(e["kind"] for e in report["encoders"].values() if e["kind"] != "bgem3"))
+    compared = [name for name, scenario in report["scenarios"].items() if scenario["outputs"] == all_heads(report)]
+    ran = {name for scenario in compared for name in measured(report, scenario)}
+    kinds = list(dict.fromkeys(found["kind"] for name, found in report["encoders"].items() if name in ran))
+    kinds = [kind for kind in kinds if kind != "bgem3"]
     colour = OURS if is_ours(report, label) else PALETTE[kinds.index(encoder["kind"]) % len(PALETTE)]
     return colour, DASHES.get(encoder["precision"], "")
 

@@ -14,7 +14,8 @@ def is_ours(report: Report, label: str) -> bool:
 
 def first_of_ours(report: Report) -> str:
     """Return the encoder that the others are compared with."""
-    return next(label for label in report["encoders"] if is_ours(report, label))
+    first: str = next(label for label in report["encoders"] if is_ours(report, label))
+    return first
 
 
 def measured(report: Report, scenario: str) -> dict[str, Cell]:

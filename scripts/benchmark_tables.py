@@ -79,7 +79,7 @@ def dense(report: Report, link: str) -> str:
 def group(report: Report, link: str, name: str) -> str:
     """Write the table of a group of scenarios: the median time of each, or tokens per second."""
     names = [scenario for scenario, found in report["scenarios"].items() if found["group"] == name]
-    columns = []
+    columns: list[Column] = []
     for scenario in names:
         if name not in BY_RATE:
             columns += _latency(report, scenario, f"{scenario}, p50" if name == "clients" else scenario)

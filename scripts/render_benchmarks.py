@@ -7,8 +7,8 @@ A document says where a table goes, and of which report in benchmarks/; without 
     <!-- bench:speed --> ... <!-- /bench -->
     <!-- bench:detail cpu_vnni --> ... <!-- /bench -->
 
-What stands between is replaced. A table is speed, dense, detail, footprint, agreement, breakdown, conditions, a group of
-scenarios ("query", "shapes" and so on), or page, which is all of it with the plots. The plots of every report that some
+What stands between is replaced. A table is speed, dense, detail, footprint, agreement, breakdown, conditions, a group
+of scenarios ("query", "shapes" and so on), or page, which is all of it with the plots. The plots of every report that a
 document names are written beside the report: benchmarks/cpu_throughput.svg and so on. With --check nothing is written,
 and the exit status is 1 where a document or a plot is not what the reports give.
 """

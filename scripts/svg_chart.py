@@ -102,7 +102,7 @@ def apart(places: Sequence[float], gap: float, low: float, high: float) -> list[
     """Move places on a line apart, each as little as it takes, so that neighbours are ``gap`` apart, within limits.
 
     >>> apart([10, 0, 1, 2], 2, -5, 20)
-    [10, -1.0, 1.0, 3.0]
+    [10.0, -1.0, 1.0, 3.0]
     """
     order = sorted(range(len(places)), key=lambda i: places[i])
     groups: list[tuple[float, int]] = []  # middle and size of what touches
