@@ -135,6 +135,14 @@ def test_a_machine_that_differs_within_its_noise_is_the_same(old: Report, new: R
     assert {change.machine for change in comparison.changes} == {1.0}
 
 
+def test_what_is_taken_out_for_the_machine_adds_its_noise(old: Report, new: Report) -> None:
+    new["matrix_rate"]["int8"] = {"flop_per_s": 170e9, "seconds": [0.045, 0.05, 0.055]}
+    comparison = compare_reports(old, new)
+    noise = {change.encoder: change.noise for change in comparison.ours if change.measure == "mix"}
+    assert noise["bgem3 int8"] > 10 * noise["bgem3 fp32"]
+    assert noise["bgem3 int8"] == pytest.approx(2 * comparison.rates["int8"].uncertainty, rel=0.02)
+
+
 def test_a_rate_that_one_report_lacks_is_left_out(old: Report, new: Report) -> None:
     new["matrix_rate"]["int8"] = {"not_run": "OSError: no"}
     assert list(compare_reports(old, new).rates) == ["fp32"]
