@@ -3,7 +3,7 @@
 import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from bgem3.runtime.bench_change import COLD_START, PEAK_MEMORY, Change, Rate, uncertainty
@@ -53,6 +53,14 @@ class Comparison:
     @property
     def improvements(self) -> list[Change]:
         return [change for change in self.ours if change.verdict == "better"]
+
+    def described(self) -> dict[str, Any]:
+        """Return everything as JSON takes it."""
+        judged = [
+            asdict(change) | {"ratio": change.ratio, "own_ratio": change.own_ratio, "verdict": change.verdict}
+            for change in self.changes
+        ]
+        return asdict(self) | {"changes": judged}
 
 
 def compare_reports(old: Report, new: Report, *, threshold: float = THRESHOLD) -> Comparison:
@@ -181,7 +189,8 @@ def _warnings(old: Report, new: Report, rates: Mapping[str, Rate]) -> Iterator[s
     for part, names, what in (("environment", MACHINE, "machines"), ("settings", SETTINGS, "settings")):
         before, after = old.get(part, {}), new.get(part, {})
         for name in names:
-            if before.get(name) != after.get(name):
+            is_made = name == "source" and before.get("weights") == after.get("weights") == "random"
+            if before.get(name) != after.get(name) and not is_made:
                 yield f"the {what} differ: {name} {before.get(name)} and {after.get(name)}"
     for precision, rate in rates.items():
         if rate.slowdown != 1.0:

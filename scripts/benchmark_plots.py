@@ -4,14 +4,23 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
-from benchmark_report import Cell, Report, all_heads, first_of_ours, heads, is_ours, machine, measured, seconds, times
-from svg_chart import INK, OURS, PALETTE, Chart, LogScale, Point, apart, width_of
+from benchmark_panel import LABEL, Panel, Series, room_for_labels
+from benchmark_report import (
+    Cell,
+    Report,
+    all_heads,
+    first_of_ours,
+    heads,
+    is_ours,
+    machine,
+    measured,
+    operators,
+    seconds,
+    times,
+)
+from svg_chart import INK, OURS, PALETTE, Chart, Point, width_of
 
-Series = dict[str, dict[float, float]]  # by encoder: y by x
-
-WIDTH, TOP, ROW, LABEL = 840, 54, 30, 12  # pixels; the last is the font size of labels at the ends of lines
-KEY = 34  # pixels between a panel and those labels
-DASHES = {"int8": "", "fp16": "7 3", "bf16": "7 3 2.5 3", "fp32": "2.5 2.5"}
+WIDTH, TOP, ROW = 840, 54, 30  # pixels
 
 
 def throughput(report: Report, scenario: str) -> str:
@@ -48,7 +57,7 @@ def latency(report: Report) -> str:
     if len(names) < 2 or not relative:
         return ""
     chart = Chart(WIDTH, 420, "Time for one text by its length", f"medians, {_of_all(report)}")
-    right = WIDTH - _room_for_labels(relative)
+    right = WIDTH - room_for_labels(relative)
     middle, x = (right - 8) / 2, (min(names), max(names))
     panel = Panel(chart, (56, middle), (84, 374), x, _limits(absolute))
     panel.frame("time", list(names), panel.y.ticks((1,)), _tick)
@@ -76,7 +85,7 @@ def batches(report: Report) -> str:
     chart = Chart(WIDTH, 400, "Tokens per second by batch and length", _of_all(report))
     y = _limits({f"{n}, {label}": line for n, series in by_length.items() for label, line in series.items()})
     last = by_length[max(by_length)]
-    right = WIDTH - _room_for_labels(last)
+    right = WIDTH - room_for_labels(last)
     width = (right - 48 + 24) / len(by_length)
     for i, (n_tokens, series) in enumerate(by_length.items()):
         left, counts = 48 + i * width, sorted({x for line in series.values() for x in line})
@@ -92,12 +101,12 @@ def batches(report: Report) -> str:
 
 def breakdown(report: Report) -> str:
     """Draw which operators an encoder's time goes to, a bar for each scenario."""
-    found = report.get("breakdown", {})
-    rows = {f"{label}, {name}": parts for label, by_name in found.items() for name, parts in by_name.items()}
-    rows = {words: parts for words, parts in rows.items() if "not_run" not in parts and sum(parts.values())}
+    spent = {label: operators(report, label) for label in report["encoders"]}
+    rows = {f"{label}, {name}": parts for label, found in spent.items() for name, parts in found.items()}
     if not rows:
         return ""
     colours = _colours_of_parts(list(rows.values()))
+    rows = {words: _merge(parts, colours) for words, parts in rows.items()}
     legend = list(_legend(list(colours)))
     top, left = TOP + 22 * (1 + legend[-1][1]) + 4, max(map(width_of, rows)) + 8
     chart = Chart(WIDTH, top + ROW * len(rows), "Where the time goes", _of_all(report))
@@ -109,76 +118,13 @@ def breakdown(report: Report) -> str:
         chart.text((left - 8, y + 16), words, anchor="end")
         for part in (part for part in colours if parts.get(part)):
             width = (WIDTH - left - width_of(" 9,999 ms")) * parts[part] / total
-            chart.box((x, y), max(width - 1, 0.5), 23, colour=colours[part])
+            chart.box((x, y), max(width - 1, 0.5), 23, colour=colours[part])  # a gap between two
             if width > 32:
                 share = f"{parts[part] / total:.0%}"
                 chart.text((x + width / 2, y + 16), share, anchor="middle", colour="#ffffff", size=LABEL)
             x += width
         chart.text((x + 7, y + 16), seconds(total))
     return chart.svg
-
-
-class Panel:
-    """A pair of logarithmic axes in a chart, from left to right and from top to bottom."""
-
-    def __init__(self, chart: Chart, across: Point, down: Point, x: Point, y: Point) -> None:
-        self.chart = chart
-        self.x = LogScale(low=x[0], high=x[1], start=across[0] + 6, end=across[1] - 6)
-        self.y = LogScale(low=y[0], high=y[1], start=down[1], end=down[0])
-        self._across, self._down = across, down
-
-    def frame(
-        self, title: str, x_ticks: Sequence[float], y_ticks: Sequence[float], show: Callable[[float], str] | None
-    ) -> None:
-        """Draw the title and the axes' ticks."""
-        (left, right), (top, bottom) = self._across, self._down
-        self.chart.text((left, top - 12), title)
-        for value in y_ticks:
-            self.chart.line([(left, self.y(value)), (right, self.y(value))], opacity=0.3)
-            if show:
-                self.chart.text((left - 6, self.y(value) + 4), show(value), anchor="end", size=LABEL)
-        for value in x_ticks:
-            self.chart.line([(self.x(value), bottom), (self.x(value), bottom + 4)])
-            self.chart.text((self.x(value), bottom + 18), f"{value:g}", anchor="middle", size=LABEL)
-        self.chart.line([(left, bottom), (right, bottom)])
-
-    def lines(self, report: Report, series: Series) -> None:
-        """Draw a line for each encoder; our first last, above the others."""
-        first = first_of_ours(report)
-        for label in sorted(series, key=lambda label: (label == first, is_ours(report, label))):
-            colour, dash = _style(report, label)
-            points = [(self.x(x), self.y(y)) for x, y in sorted(series[label].items())]
-            width = 3 if label == first else 1.6
-            self.chart.line(points, colour=colour, width=width, dash=dash)
-            for point in points:
-                self.chart.dot(point, colour=colour, radius=width + 0.6)
-
-    def labels(self, report: Report, series: Series) -> None:
-        """Write each encoder's name to the right, as near to its line's end as the others allow."""
-        ends = {label: max(line.items()) for label, line in series.items()}
-        wanted, start = [self.y(y) for _, y in ends.values()], self._across[1] + 8
-        places = apart(wanted, 17, self._down[0], self._down[1])
-        for (label, (x, _)), y, place in zip(ends.items(), wanted, places, strict=True):
-            colour, dash = _style(report, label)
-            self.chart.line([(self.x(x) + 6, y), (start, place)], colour=colour, opacity=0.7)
-            self.chart.line([(start, place), (start + 20, place)], colour=colour, dash=dash, width=2)
-            at, is_bold = (self._across[1] + KEY, place + 4), is_ours(report, label)
-            self.chart.text(at, label, colour=colour, size=LABEL, is_bold=is_bold)
-
-
-def _style(report: Report, label: str) -> tuple[str, str]:
-    """Return an encoder's colour, which is its kind's, and dashes, which are its precision's."""
-    encoder = report["encoders"][label]
-    compared = [name for name, scenario in report["scenarios"].items() if scenario["outputs"] == all_heads(report)]
-    ran = {name for scenario in compared for name in measured(report, scenario)}
-    kinds = list(dict.fromkeys(found["kind"] for name, found in report["encoders"].items() if name in ran))
-    kinds = [kind for kind in kinds if kind != "bgem3"]
-    colour = OURS if is_ours(report, label) else PALETTE[kinds.index(encoder["kind"]) % len(PALETTE)]
-    return colour, DASHES.get(encoder["precision"], "")
-
-
-def _room_for_labels(series: Series) -> float:
-    return KEY + max(width_of(label, size=LABEL) for label in series)
 
 
 def _single_lengths(report: Report) -> dict[float, str]:
@@ -216,14 +162,19 @@ def _of_all(report: Report) -> str:
 
 
 def _colours_of_parts(rows: Sequence[dict[str, float]]) -> dict[str, str]:
-    """Return a colour for each part of the time, the largest first; grey for "other", the last."""
+    """Return a colour for each of the largest parts of the time, the largest first; grey for "other", the last."""
     shares: dict[str, float] = {}
     for parts in rows:
         for part, spent in parts.items():
             shares[part] = shares.get(part, 0.0) + spent / sum(parts.values())
-    order = sorted(shares, key=lambda part: (part == "other", -shares[part]))
-    colours = (OURS, *PALETTE)
-    return {part: INK if part == "other" else colours[i % len(colours)] for i, part in enumerate(order)}
+    order = sorted(shares.keys() - {"other"}, key=lambda part: (-shares[part], part))
+    return dict(zip(order, (OURS, *PALETTE), strict=False)) | {"other": INK}
+
+
+def _merge(parts: dict[str, float], colours: dict[str, str]) -> dict[str, float]:
+    """Add what has no colour of its own to "other"."""
+    kept = {part: spent for part, spent in parts.items() if part in colours and part != "other"}
+    return kept | {"other": sum(parts.values()) - sum(kept.values())}
 
 
 def _legend(parts: Sequence[str]) -> Iterator[tuple[str, int, float]]:

@@ -19,9 +19,16 @@ def first_of_ours(report: Report) -> str:
 
 
 def measured(report: Report, scenario: str) -> dict[str, Cell]:
-    """Return what each encoder took in a scenario, where it ran."""
-    cells = {label: encoder.get("scenarios", {}).get(scenario) for label, encoder in report["encoders"].items()}
-    return {label: cell for label, cell in cells.items() if cell and "not_run" not in cell}
+    """Return what each encoder took in a scenario, where it ran; nothing of encoders that broke later."""
+    encoders = {label: encoder for label, encoder in report["encoders"].items() if "not_run" not in encoder}
+    cells = {label: encoder["scenarios"].get(scenario, {"not_run": ""}) for label, encoder in encoders.items()}
+    return {label: cell for label, cell in cells.items() if "not_run" not in cell}
+
+
+def operators(report: Report, label: str) -> dict[str, dict[str, float]]:
+    """Return the seconds of an encoder's operators by scenario, where they were measured."""
+    found = report.get("breakdown", {}).get(label, {})
+    return {} if "not_run" in found else {name: spent for name, spent in found.items() if "not_run" not in spent}
 
 
 def fastest(report: Report, scenario: str) -> list[str]:
@@ -40,13 +47,21 @@ def reasons(report: Report, scenarios: Sequence[str]) -> list[str]:
             continue
         by_reason: dict[str, list[str]] = {}
         for name in scenarios:
-            cell = encoder["scenarios"].get(name, {"not_run": "not measured"})
+            cell = encoder["scenarios"].get(name, {"not_run": _absence(report, label, name)})
             if "not_run" in cell:
                 by_reason.setdefault(cell["not_run"], []).append(name)
         for reason, names in by_reason.items():
             which = "is not here" if len(names) == len(scenarios) else f"did not run {', '.join(names)}"
             said.append(f"{label} {which}: {reason}")
     return said
+
+
+def _absence(report: Report, label: str, scenario: str) -> str:
+    """Say why a report has nothing of an encoder in a scenario."""
+    ran = [name for name in report["scenarios"] if label in measured(report, name)]
+    given = {output for name in ran for output in report["scenarios"][name]["outputs"]}
+    lacking = [output for output in report["scenarios"][scenario]["outputs"] if output not in given]
+    return f"it gives no {', no '.join(lacking)}" if given and lacking else "not measured"
 
 
 def all_heads(report: Report) -> list[str]:

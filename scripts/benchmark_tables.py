@@ -15,11 +15,13 @@ from benchmark_report import (
     heads,
     machine,
     measured,
+    operators,
     reasons,
     seconds,
     times,
 )
 
+ABSENT = (None, "not installed")
 SHARE = "share_of_matrix_rate"
 BY_RATE = ("shapes", "bulk")  # groups of which tokens per second are compared; of the others, times
 
@@ -119,15 +121,14 @@ def agreement(report: Report, link: str) -> str:
 def breakdown(report: Report, link: str) -> str:
     """Write what part of the time each kind of operator takes."""
     parts = []
-    for label, found in report.get("breakdown", {}).items():
-        scenarios = {name: spent for name, spent in found.items() if "not_run" not in spent}
+    for label in report["encoders"]:
+        if not (scenarios := operators(report, label)):
+            continue
         groups = list(dict.fromkeys(group for spent in scenarios.values() for group in spent))
         rows = [[label, *scenarios], ["---", *("--:" for _ in scenarios)]]
         rows += [[group, *(_share(spent, group) for spent in scenarios.values())] for group in groups]
         rows.append(["all", *(seconds(sum(spent.values())) for spent in scenarios.values())])
-        shown = "\n".join("| " + " | ".join(row) + " |" for row in rows)
-        notes = [f"{name} did not run: {spent['not_run']}" for name, spent in found.items() if "not_run" in spent]
-        parts.append(_with_notes(shown, notes))
+        parts.append("\n".join("| " + " | ".join(row) + " |" for row in rows))
     return "\n\n".join(parts)
 
 
@@ -136,12 +137,14 @@ def conditions(report: Report, link: str) -> str:
     settings, model = report["settings"], report["settings"]["model"]
     versions: dict[str, None] = {}
     for found in (report["environment"]["versions"], *(e.get("versions", {}) for e in report["encoders"].values())):
-        versions |= dict.fromkeys(f"{name} {version}" for name, version in found.items() if name != "python")
+        versions |= dict.fromkeys(
+            f"{name} {version}" for name, version in found.items() if version not in ABSENT and name != "python"
+        )
     others = max(report.get("cpus_used_by_others", ()), default=0.0)
     said = [
         machine(report),
         f"{model['n_layers']} layers of {model['hidden_size']}, {settings['weights']} weights",
-        f"medians of {settings['n_turns']} interleaved turns{' (quick)' if settings.get('quick') else ''}",
+        f"medians of up to {settings['n_turns']} interleaved turns{' (quick)' if settings.get('quick') else ''}",
         f"other processes used up to {others:.2f} CPUs meanwhile",
         ", ".join(versions),
     ]

@@ -149,7 +149,7 @@ def _sections(report: Report, link: str) -> Iterator[str]:
             yield from _plot(report, link, "batches", "tokens per second by batch and length")
     yield f"### Disk, start and memory\n\n{footprint(report, link)}"
     yield f"### Agreement of the outputs\n\n{agreement(report, link)}"
-    if report.get("breakdown"):
+    if breakdown(report, link):
         yield f"### Where the time goes\n\n{breakdown(report, link)}"
         yield from _plot(report, link, "breakdown", "share of each kind of operator in the time")
     folded = f"<details><summary>A table for each scenario</summary>\n\n{detail(report, link)}\n\n</details>"

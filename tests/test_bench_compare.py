@@ -2,6 +2,7 @@
 
 import copy
 import io
+import json
 from typing import Any
 
 import pytest
@@ -175,6 +176,22 @@ def test_other_machines_and_settings_are_warned_of(
     assert len(comparison.warnings) == 1
     assert said in comparison.warnings[0]
     assert said in printed(comparison)
+
+
+def test_where_random_weights_were_made_is_no_difference(old: Report, new: Report) -> None:
+    new["settings"]["source"] = "another folder"
+    assert compare_reports(old, new).warnings == []
+    old["settings"]["weights"] = new["settings"]["weights"] = "checkpoint"
+    assert compare_reports(old, new).warnings == ["the settings differ: source random and another folder"]
+
+
+def test_a_comparison_is_described_in_json(old: Report, new: Report) -> None:
+    slow_down(new, "bgem3 int8", "mix", 1.5)
+    described = json.loads(json.dumps(compare_reports(old, new).described()))
+    (change,) = [change for change in described["changes"] if change["verdict"]]
+    assert (change["encoder"], change["measure"], change["verdict"]) == ("bgem3 int8", "mix", "worse")
+    assert change["ratio"] == pytest.approx(1.5)
+    assert described["rates"]["fp32"]["old"] == 180e9
 
 
 def test_a_busy_machine_and_other_versions_are_warned_of(old: Report, new: Report) -> None:

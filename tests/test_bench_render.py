@@ -175,12 +175,53 @@ def test_a_page_says_all_that_did_not_run_and_why(render: ModuleType, report: Re
     assert rows(render.speed(report, "cpu.json"))[3][3:5] == ["–", "–"]
 
 
+def test_what_a_report_has_nothing_of_is_said_with_the_reason_that_it_gives(render: ModuleType, report: Report) -> None:
+    encoders = report["encoders"]
+    tei = encoders["TEI fp32"]["scenarios"]
+    encoders["TEI fp32"]["scenarios"] = {name: cell for name, cell in tei.items() if "not_run" not in cell}
+    del encoders["OpenVINO int8"]["scenarios"]["rerank 20"]
+    speed = render.speed(report, "cpu.json")
+    assert "- TEI fp32 is not here: it gives no sparse, no multivector" in speed
+    assert "- OpenVINO int8 did not run rerank 20: not measured" in speed
+
+
+def test_nothing_is_shown_of_an_encoder_that_broke_in_a_later_turn(render: ModuleType, report: Report) -> None:
+    report["encoders"]["OpenVINO int8"]["not_run"] = "it ended with status 9"
+    page, *_ = render.page(report, "cpu.json").split("### Where the time goes")
+    assert "OpenVINO int8" not in [row[0] for row in rows(page)]
+    assert "- OpenVINO int8 did not run: it ended with status 9" in page
+    assert "OpenVINO" not in "".join(drawn(render, report).values())
+
+
+def test_the_smaller_operators_are_one_in_the_plot_and_each_in_the_table(render: ModuleType, report: Report) -> None:
+    spent = report["breakdown"]["bgem3 int8"]
+    spent["mix"] |= {f"tiny {i}": 0.001 for i in range(9)}
+    spent["long 2048"] = {"not_run": "time limit"}
+    report["breakdown"]["bgem3 fp32"] = {"not_run": "time limit"}
+    table = rows(render.breakdown(report, "cpu.json"))
+    assert table[0] == ["bgem3 int8", "query 16", "mix"]
+    assert table[1] == ["products", "42.0 ms, 70%", "700 ms, 69%"]
+    assert len(table) == 1 + 4 + 9 + 1
+    names = [element.text for element in shapes(drawn(render, report)["breakdown"], "text")]
+    assert sum(name is not None and name.startswith("tiny") for name in names) == 8 - 3
+    assert names.count("other") == 1
+    report["breakdown"] = {"not_run": "on CPU only"}
+    assert render.breakdown(report, "cpu.json") == drawn(render, report)["breakdown"] == ""
+
+
 def test_the_conditions_name_machine_versions_command_and_how_busy_it_was(render: ModuleType, report: Report) -> None:
     report["settings"]["command"] = "bgem3 bench --turns 3"
     report["cpus_used_by_others"] = [0.01, 0.31]
+    report["environment"]["versions"]["onnx"] = "not installed"
     line = render.conditions(report, "benchmarks/cpu.json")
+    assert "not installed" not in line
     for said in (
-        *("A Processor, 2 threads", "24 layers of 1024, random weights", "3 interleaved turns", "up to 0.31 CPUs"),
+        *(
+            "A Processor, 2 threads",
+            "24 layers of 1024, random weights",
+            "up to 3 interleaved turns",
+            "up to 0.31 CPUs",
+        ),
         *("bgem3 0.1.0, onnxruntime 1.27.0", "openvino 1.2.3", "fp32 180 GFLOP/s, int8 340 GFLOP/s"),
         *("`bgem3 bench --turns 3`", "[cpu.json](benchmarks/cpu.json)"),
     ):
