@@ -10,6 +10,7 @@ from typing import Any
 
 from benchmark_report import (
     Report,
+    digits,
     fastest,
     first_of_ours,
     heads,
@@ -94,10 +95,12 @@ def detail(report: Report, link: str) -> str:
     """Write all that was measured: a table for each scenario."""
     parts = []
     for name, scenario in report["scenarios"].items():
-        work = f"{scenario['n_texts']} texts, {scenario['n_tokens']:,} tokens, {heads(scenario['outputs'])}"
+        title, given = scenario["title"], heads(scenario["outputs"])
+        work = f"{scenario['n_texts']} texts, {scenario['n_tokens']:,} tokens"
+        work += f", {given}" if given not in title else ""
         work += f", {scenario['n_clients']} clients" if scenario["n_clients"] > 1 else ""
         shown = table(_who_ran(report, [name], by=name), list(_detail_columns(report, name)))
-        parts.append(f"**{name}**: {scenario['title']} ({work})\n\n{shown}")
+        parts.append(f"**{name}**: {title} ({work})\n\n{shown}")
     return _with_notes("\n\n".join(parts), reasons(report, list(report["scenarios"])))
 
 
@@ -194,7 +197,7 @@ def _detail_columns(report: Report, scenario: str) -> Iterator[Column]:
     shares = {label: cell[SHARE] for label, cell in cells.items() if cell.get(SHARE)}
     yield Column(title="of the matrix rate", values=shares, show="{:.0%}".format, best=None)
     beside = {
-        label: "{} ({} to {})".format(*(times(cell["times_first"][name]) for name in ("median", "lowest", "highest")))
+        label: "{}x ({} to {})".format(*(digits(cell["times_first"][name]) for name in ("median", "lowest", "highest")))
         for label, cell in cells.items()
         if "times_first" in cell and label != first
     }

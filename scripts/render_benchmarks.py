@@ -40,6 +40,12 @@ GROUPS = {
 }
 """Headings of the page, in its order; other groups come after them, under their names."""
 
+PLOTTED = {
+    "query": ("latency", "time for one text by its length"),
+    "shapes": ("batches", "tokens per second by batch and length"),
+}
+"""The plots that stand below a group's table, and what they show."""
+
 
 class RenderError(Exception):
     """A document asks for what there is not; the message says what."""
@@ -142,11 +148,10 @@ def _sections(report: Report, link: str) -> Iterator[str]:
     if "mix dense" in report["scenarios"]:
         yield f"### Dense alone\n\n{dense(report, link)}"
         yield from _plot(report, link, "throughput_dense", "tokens per second of each encoder, dense alone")
-    yield from _plot(report, link, "latency", "time for one text by its length")
     for name in groups_of(report):
         yield f"### {GROUPS.get(name, name)}\n\n{group(report, link, name)}"
-        if name == "shapes":
-            yield from _plot(report, link, "batches", "tokens per second by batch and length")
+        if name in PLOTTED:
+            yield from _plot(report, link, *PLOTTED[name])
     yield f"### Disk, start and memory\n\n{footprint(report, link)}"
     yield f"### Agreement of the outputs\n\n{agreement(report, link)}"
     if breakdown(report, link):

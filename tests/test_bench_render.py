@@ -160,7 +160,7 @@ def test_the_detail_has_every_measurement_of_every_encoder(render: ModuleType, r
         assert sorted(row[0] for row in table[1:]) == sorted(label for label in ran if label != "bge-m3-lite fp16")
     assert tables["mix"][3] == [
         *("OpenVINO int8", "2.33 s", "2.34 s", "0.1%", "215", "38%"),
-        *("2.0x (2.0x to 2.0x)", "8, default"),
+        *("2.00x (1.98 to 2.02)", "8, default"),
     ]
     assert "(4 texts, 64 tokens, all heads, 4 clients)" in detail
 
