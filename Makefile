@@ -9,7 +9,7 @@ CHECKPOINT ?=
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help setup demo test test-full test-gpu lint types bench bench-gpu docs clean
+.PHONY: help setup demo test test-full test-gpu lint types bench bench-gpu render docs clean
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 12
 
@@ -47,6 +47,9 @@ bench: setup ## bgem3 and every other encoder that can run, full size: an hour, 
 
 bench-gpu: setup ## everything measured on a CUDA device (DEVICE=gpu)
 	$(BIN)/bgem3 bench --device cuda --output benchmarks/cuda.json
+
+render: setup ## write the benchmarks' tables and plots from the reports in benchmarks/
+	$(BIN)/python scripts/render_benchmarks.py
 
 docs: setup ## check that README, docstrings and examples run
 	$(BIN)/python -m pytest tests/test_documentation.py
