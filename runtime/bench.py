@@ -119,6 +119,7 @@ def run_bench(
             "model": vars(spec),
             "passages": passages.name if passages else "built-in",
             "quick": quick,
+            "command": " ".join(["bgem3 bench", *(["--peers", *peers] if peers else []), *["--quick"] * quick]),
             "n_turns": bench.effort.n_turns,
             "time_limit_s": time_limit,
             "cell_limit_s": cell_limit,

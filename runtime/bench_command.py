@@ -10,6 +10,8 @@ from typing import Any
 
 from rich.console import RenderableType
 
+from bgem3.runtime.bench_compare import compare_reports
+from bgem3.runtime.bench_compare_table import comparison_table
 from bgem3.runtime.bench_report import PARTS, summary
 
 QUICK_LIMIT, LIMIT = 120.0, 5400.0  # seconds
@@ -25,9 +27,8 @@ def run(arguments: argparse.Namespace) -> tuple[dict[str, Any], RenderableType, 
 
 def compare(old: Path, new: Path) -> tuple[dict[str, Any], RenderableType, bool]:
     """Compare two reports."""
-    comparing = importlib.import_module("bgem3.runtime.bench_compare")
-    found = comparing.compare_reports(*(json.loads(path.read_text(encoding="utf-8")) for path in (old, new)))
-    return vars(found), comparing.comparison_table(found), bool(found.regressions)
+    found = compare_reports(*(json.loads(path.read_text(encoding="utf-8")) for path in (old, new)))
+    return found.described(), comparison_table(found), bool(found.regressions or found.lost)
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:

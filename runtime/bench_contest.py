@@ -175,7 +175,9 @@ class Contest:
         effort: Effort,
         cell_limit: float,
     ) -> None:
-        self._report, self._scenarios, self._names, self._settings = report, scenarios, names, settings
+        self._report, self._scenarios, self._settings = report, scenarios, settings
+        # Those of one choice of settings follow each other: changing it means to open the encoder anew.
+        self._names = sorted(names, key=lambda name: scenarios[name].tuned_as == MIX)
         self._work, self._pythons, self._effort, self._cell_limit = work, pythons, effort, cell_limit
         self._first = rows[0].label
         self._groups = [[row for row in rows if row.process == process] for process in {row.process: 0 for row in rows}]
@@ -193,9 +195,9 @@ class Contest:
         progress = Progress(len(self._groups), [self._n_tokens(turn) for turn in range(self._effort.n_turns)])
         for turn in range(self._effort.n_turns):
             others = others_cpus()
-            # What computes in float32 comes first, in the first turn: the others' outputs are compared with its.
-            is_float = lambda rows: rows[0].precision != "fp32"  # noqa: E731
-            groups = sorted(self._groups, key=is_float) if turn == 0 else self._groups[:: 1 if turn % 2 == 0 else -1]
+            groups = self._groups[:: 1 if turn % 2 == 0 else -1]
+            if turn == 0:  # float32 first: the others' outputs are compared with those
+                groups.sort(key=lambda rows: rows[0].precision != "fp32")
             for rows in groups:
                 self._report.say(f"turn {turn + 1} of {self._effort.n_turns}: {rows[0].label}{progress.left()}")
                 self._take_turn(rows, turn)

@@ -1,6 +1,7 @@
 """Checkpoints and artifacts that tests share, each made once."""
 
 import importlib.util
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -32,6 +33,7 @@ def _load_script(name: str) -> ModuleType:
 def one_torch_thread() -> None:
     """Small models gain nothing from a second thread, and on a busy machine waiting for it takes minutes."""
     torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"  # in the processes that tests start, too
 
 
 @pytest.fixture(scope="session")
