@@ -72,6 +72,7 @@ class Scenario:
     def described(self) -> dict[str, Any]:
         """What the report says, without the texts."""
         kept = {name: value for name, value in asdict(self).items() if name not in ("texts", "lengths")}
+        kept["outputs"] = list(self.outputs)
         n_tokens = int(self.lengths.sum())
         return kept | {"n_texts": len(self.texts), "n_tokens": n_tokens, "lengths": self.lengths.tolist()}
 
