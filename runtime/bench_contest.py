@@ -136,7 +136,7 @@ class Worker:
             return json.loads(answer)
         status, said = self._process.wait(), self._log.read_text(encoding="utf-8", errors="replace").split("\n")
         last = [line.strip() for line in said if line.strip()][-1:]
-        raise ContestantError(f"it ended with status {status}: {' '.join(last)}"[:300])
+        raise ContestantError(f"{' '.join(last)} (exit status {status})"[-300:])
 
     def close(self) -> None:
         """End the process."""

@@ -7,8 +7,13 @@ is there already is taken as it is; what is made is written aside and renamed.
 import importlib
 import json
 import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -151,7 +156,7 @@ def prepare_sentence_transformers(settings: Settings) -> None:
 
 def describe_for_sentence_transformers(settings: Settings, folder: Path) -> None:
     """Write a folder as sentence-transformers has it: the checkpoint, CLS pooling and normalization."""
-    shutil.copytree(settings["checkpoint"], folder, copy_function=lambda a, b: Path(b).symlink_to(Path(a).resolve()))
+    link_files(settings["checkpoint"], folder)
     kinds = {"": "Transformer", "1_Pooling": "Pooling", "2_Normalize": "Normalize"}
     modules = [
         {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
@@ -169,6 +174,40 @@ def describe_for_sentence_transformers(settings: Settings, folder: Path) -> None
     (folder / "2_Normalize").mkdir()
 
 
+def prepare_llamacpp(settings: Settings) -> None:
+    """Convert the backbone to GGUF in Q8_0 with llama.cpp's converter, from llama-cpp-python's source package."""
+    folder = Path(settings["files"])
+    if folder.exists():
+        return
+    with _new_folder(folder) as unfinished, tempfile.TemporaryDirectory() as place:
+        package = f"llama-cpp-python=={version('llama-cpp-python')}"
+        pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", ":all:", package]
+        subprocess.run([*pip, "--dest", place], check=True)
+        (archive,) = Path(place).glob("*.tar.gz")
+        with tarfile.open(archive) as file:
+            file.extractall(place, filter="data")
+        (converter,) = Path(place).glob("*/vendor/llama.cpp/convert_hf_to_gguf.py")
+        source = describe_for_llamacpp(settings, Path(place, "checkpoint"))
+        convert = [sys.executable, converter, source, "--outfile", unfinished / "model.gguf", "--outtype", "q8_0"]
+        subprocess.run(convert, check=True)
+
+
+def describe_for_llamacpp(settings: Settings, folder: Path) -> Path:
+    """Write a folder as the converter reads it: of several normalizers it looks for the first one's table alone."""
+    link_files(settings["checkpoint"], folder)
+    tokenizer = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    steps = tokenizer["normalizer"].get("normalizers", [tokenizer["normalizer"]])
+    tokenizer["normalizer"] = next(step for step in steps if step["type"] == "Precompiled")
+    (folder / "tokenizer.json").unlink()
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
+    return folder
+
+
+def link_files(source: str, folder: Path) -> None:
+    """Make a folder of links to the files of another."""
+    shutil.copytree(source, folder, copy_function=lambda a, b: Path(b).symlink_to(Path(a).resolve()))
+
+
 def cpu_flags() -> set[str]:
     """Return the instruction sets of this CPU, by Linux's names; none elsewhere."""
     info = Path("/proc/cpuinfo")
@@ -180,5 +219,6 @@ PREPARERS: dict[str, Callable[[Settings], None]] = {
     "lite": prepare_lite,
     "openvino": prepare_openvino,
     "optimum": prepare_optimum,
+    "llamacpp": prepare_llamacpp,
     "sentence-transformers": prepare_sentence_transformers,
 }

@@ -235,6 +235,31 @@ def open_sentence_transformers(settings: Settings, _: str) -> Encode:
     return encode
 
 
+def open_llamacpp(settings: Settings, variant: str) -> Encode:
+    """Open the GGUF file in llama.cpp, with room for one longest text; dense vectors are all that it gives."""
+    library = importlib.import_module("llama_cpp")
+    n_tokens = settings["max_length"]
+    model = library.Llama(
+        f"{settings['files']}/model.gguf",
+        embedding=True,
+        pooling_type=library.LLAMA_POOLING_TYPE_CLS,
+        flash_attn=variant == "flash attention",
+        n_ctx=n_tokens,
+        n_batch=n_tokens,
+        n_ubatch=n_tokens,
+        n_threads=settings["threads"],
+        n_threads_batch=settings["threads"],
+        verbose=False,
+    )
+
+    def encode(texts: list[str], _: tuple[str, ...], batch_size: int) -> Encoded:
+        batches = (texts[start : start + batch_size] for start in range(0, len(texts), batch_size))
+        rows = [row for batch in batches for row in model.embed(batch, normalize=True, truncate=True)]
+        return Encoded(np.array(rows, np.float32), None, None)
+
+    return encode
+
+
 def open_openvino(settings: Settings, variant: str) -> Encode:
     """Compile the portable graph, or its quantized form, with dynamic shapes.
 
@@ -495,6 +520,20 @@ PEERS: dict[str, Peer] = {
         open=open_lite,
         prepare=PREPARERS["lite"],
         files=_lite_files,
+    ),
+    "llamacpp": Peer(
+        label="llama.cpp",
+        environment="llamacpp",
+        packages=("llama-cpp-python==0.3.36", *TORCH, "sentencepiece", "protobuf"),  # all but the first to convert
+        modules=("llama_cpp",),
+        precisions=("q8_0",),
+        outputs=("dense",),
+        batch_sizes=(1, 4, 8),
+        is_thread_safe=False,
+        variants=lambda _: ["plain", "flash attention"],
+        open=open_llamacpp,
+        prepare=PREPARERS["llamacpp"],
+        files=files_in("files", "*.gguf"),
     ),
     "sentence-transformers": Peer(
         label="sentence-transformers ONNX",
