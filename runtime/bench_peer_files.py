@@ -188,7 +188,8 @@ def prepare_llamacpp(settings: Settings) -> None:
             file.extractall(place, filter="data")
         (converter,) = Path(place).glob("*/vendor/llama.cpp/convert_hf_to_gguf.py")
         source = describe_for_llamacpp(settings, Path(place, "checkpoint"))
-        convert = [sys.executable, converter, source, "--outfile", unfinished / "model.gguf", "--outtype", "q8_0"]
+        convert = [sys.executable, str(converter), str(source), "--outtype", "q8_0"]
+        convert += ["--outfile", str(unfinished / "model.gguf")]
         subprocess.run(convert, check=True)
 
 
