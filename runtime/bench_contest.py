@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from bgem3.runtime.bench_environments import PythonFinder
 from bgem3.runtime.bench_peers import PEERS, Peer
 from bgem3.runtime.bench_report import TIME_LIMIT, BenchReport, not_run
-from bgem3.runtime.bench_scenarios import MIX, QUERY, Scenario
+from bgem3.runtime.bench_scenarios import LONG, MIX, QUERY, Scenario
 from bgem3.runtime.bench_workload import Effort
 
 OURS = "bgem3"
@@ -45,6 +45,10 @@ runpy.run_module("bgem3.runtime.bench_worker", run_name="__main__")
 
 class ContestantError(Exception):
     """An encoder cannot run; the message says why."""
+
+
+class BrokenCell(Exception):  # noqa: N818
+    """An encoder's process ended in the middle of a scenario."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,8 +180,9 @@ class Contest:
         cell_limit: float,
     ) -> None:
         self._report, self._scenarios, self._settings = report, scenarios, settings
-        # Those of one choice of settings follow each other: changing it means to open the encoder anew.
-        self._names = sorted(names, key=lambda name: scenarios[name].tuned_as == MIX)
+        # Those of one choice of settings follow each other: changing it means to open the encoder anew. Long texts come
+        # last, so that their memory is not what the others' peak is read from.
+        self._names = sorted(names, key=lambda name: (scenarios[name].group == LONG, scenarios[name].tuned_as == MIX))
         self._work, self._pythons, self._effort, self._cell_limit = work, pythons, effort, cell_limit
         self._first = rows[0].label
         self._groups = [[row for row in rows if row.process == process] for process in {row.process: 0 for row in rows}]
@@ -227,9 +232,11 @@ class Contest:
                     self._compare(worker, rows[0])
                     self._tune(worker, rows[0])
                 for name in self._names:
-                    for row in rows:
-                        if self._effort.turns(self._scenarios[name].tokens_per_call) > turn:
+                    if self._effort.turns(self._scenarios[name].tokens_per_call) > turn:
+                        for row in rows:
                             self._time(worker, row, name)
+        except BrokenCell as error:
+            self._report.say(f"{rows[0].label}: {error}")
         except (ContestantError, RuntimeError) as error:
             self._report.say(f"{rows[0].label}: {error}")
             for row in rows:
@@ -261,8 +268,7 @@ class Contest:
     def _compare(self, worker: Worker, row: Row) -> None:
         """Compare the outputs on the mix with those of the first encoder; ContestantError if they are too far."""
         path = self._work / "outputs.npz"
-        size = row.peer.batch_sizes[-1]
-        worker.ask(save=MIX, path=str(path), batch_size=size)
+        worker.ask(save=MIX, path=str(path), batch_size=row.peer.batch_sizes[:2][-1])
         with np.load(path) as arrays:
             outputs = dict(arrays)
         path.unlink()
@@ -283,6 +289,8 @@ class Contest:
         is_of_batches = scenario.batch_size is None
         if not set(scenario.outputs) <= set(row.peer.outputs) or (row.batch_size and not is_of_batches):
             return
+        if "broke" in cells.get(name, {}):
+            return
         rates = [cell["flop_per_s"] for cell in cells.values() if "flop_per_s" in cell]
         expected = scenario.flop_per_call / max(rates) if rates else 0.0
         if expected > self._cell_limit:
@@ -297,13 +305,18 @@ class Contest:
             "batch_size": scenario.batch_size or row.batch_size or tuned["batch_size"],
         }
         n_calls = max(self._effort.n_calls, 2 * scenario.n_clients)
-        answer = worker.ask(run=name, n_calls=n_calls, seconds=self._effort.cell_seconds, **choice)
+        try:
+            answer = worker.ask(run=name, n_calls=n_calls, seconds=self._effort.cell_seconds, **choice)
+        except ContestantError as error:
+            cells[name] = not_run(str(error)) | {"broke": True}
+            raise BrokenCell(f"{name}: {error}") from None
         cell = cells.setdefault(name, choice | {"seconds": [], "wall_s": []})
         cell["seconds"].append(answer["seconds"])
         cell["wall_s"].append(answer["wall_s"])
         summarise(cell, scenario, self._report.data.get("matrix_rate", {}), row.precision)
-        peak = self._found[row.label].get("peak_rss_bytes", 0)
-        self._found[row.label]["peak_rss_bytes"] = max(peak, answer["peak_rss_bytes"])
+        cell["peak_rss_bytes"] = max(cell.get("peak_rss_bytes", 0), answer["peak_rss_bytes"])
+        peaks = [cells[other].get("peak_rss_bytes", 0) for other in cells if self._scenarios[other].group != LONG]
+        self._found[row.label]["peak_rss_bytes"] = max(peaks, default=cell["peak_rss_bytes"])
 
     def _summarise(self) -> None:
         """Compare every cell's times with the first row's, turn by turn."""

@@ -107,6 +107,8 @@ def failures(data: dict[str, Any]) -> list[str]:
         is_ours, has_other_outputs = found["kind"] == "bgem3", "agreement" in found  # what was compared did run
         if is_missing(found) and found["not_run"] != TIME_LIMIT and (is_ours or has_other_outputs):
             failed.append(f"{label}: {found['not_run']}")
+        broke = {name: cell["not_run"] for name, cell in found.get("scenarios", {}).items() if "broke" in cell}
+        failed += [f"{label}, {name}: {reason}" for name, reason in broke.items() if is_ours]
     return failed
 
 

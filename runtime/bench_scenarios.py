@@ -17,7 +17,7 @@ QUERY, MIX = "query 16", "mix"
 """The scenarios that settings and batch sizes are chosen on: of single texts, and of many at once."""
 CLIENT_TOKENS = 16
 LONGEST_SENTENCE = 200  # characters; the reference's longer texts are sentences in a row
-MIX_GROUPS = ("bulk", "rerank")
+MIX_GROUPS, LONG = ("bulk", "rerank"), "long"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,5 +126,5 @@ def make_scenarios(
     add(MIX, title, "bulk", mix)
     add(f"{MIX} dense", f"{title}, dense alone", "bulk", mix, outputs=("dense",))
     for n_tokens in filter(fits, effort.long_lengths):
-        add(f"long {n_tokens}", f"one text of {n_tokens} tokens", "long", exact(n_tokens, 1))
+        add(f"long {n_tokens}", f"one text of {n_tokens} tokens", LONG, exact(n_tokens, 1))
     return dict(sorted(found.items(), key=lambda item: item[1].flop_per_call))

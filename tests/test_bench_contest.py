@@ -24,6 +24,7 @@ class FakeWorker:
     asked: list[tuple[str, dict[str, Any]]]
     seconds: dict[str, float]
     dense: dict[str, list[float]]
+    broken: str
     started = 0.0
 
     def __init__(self, kind: str, *_: object) -> None:
@@ -42,8 +43,8 @@ class FakeWorker:
             return {}
         if "prepare" in request:
             return {}
-        if self.kind not in FakeWorker.seconds:
-            raise bench_contest.ContestantError("it ended with status 1: out of memory")
+        if request["run"] == FakeWorker.broken:
+            raise bench_contest.ContestantError("MemoryError (exit status 1)")
         return {"seconds": [FakeWorker.seconds[self.kind]] * 2, "wall_s": 1.0, "peak_rss_bytes": 2000}
 
     def close(self) -> None:
@@ -53,7 +54,7 @@ class FakeWorker:
 @pytest.fixture
 def workers(monkeypatch: pytest.MonkeyPatch) -> type[FakeWorker]:
     """Fake processes in place of encoders': bgem3's takes a second a call, OpenVINO's two."""
-    FakeWorker.asked, FakeWorker.dense = [], {}
+    FakeWorker.asked, FakeWorker.dense, FakeWorker.broken = [], {}, ""
     FakeWorker.seconds = {"bgem3": 1.0, "openvino": 2.0, "flagembedding": 4.0}
     monkeypatch.setattr(bench_contest, "Worker", FakeWorker)
     monkeypatch.setattr(bench_contest, "REST", 0.0)
@@ -130,11 +131,18 @@ def test_what_computes_something_else_is_not_timed_and_fails(
     assert report["failed"] == [f"FlagEmbedding fp32: {found['not_run']}"]
 
 
-def test_what_ends_keeps_what_it_measured_and_the_reason(random_artifact: Path, workers: type[FakeWorker]) -> None:
-    del workers.seconds["bgem3"]
-    report = contest(random_artifact, precision="fp32")
-    assert report["encoders"]["bgem3 fp32"]["not_run"] == "it ended with status 1: out of memory"
-    assert report["failed"] == ["bgem3 fp32: it ended with status 1: out of memory"]
+def test_what_ends_keeps_what_it_measured_and_the_reason(
+    random_artifact: Path, workers: type[FakeWorker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Effort, "quick", lambda self: self)
+    workers.broken = "query 16"
+    names = ["query 8", "query 16", "mix"]
+    report = contest(random_artifact, precision="fp32", scenarios=names, cell_limit=1e9)
+    cells = report["encoders"]["bgem3 fp32"]["scenarios"]
+    assert cells["query 16"]["not_run"] == "MemoryError (exit status 1)"
+    assert report["failed"] == ["bgem3 fp32, query 16: MemoryError (exit status 1)"]
+    assert len(cells["query 8"]["seconds"]) == 3
+    assert len(cells["mix"]["seconds"]) == 2, "the turns after that in which it broke leave the scenario out"
 
 
 def test_a_call_that_would_take_too_long_is_not_made(random_artifact: Path, workers: type[FakeWorker]) -> None:
