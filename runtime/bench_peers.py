@@ -20,7 +20,7 @@ from bgem3.runtime.bench_peer_files import HEADS, PREPARERS, Settings, cpu_flags
 ALL_HEADS = ("dense", "sparse", "multivector")
 BATCH_SIZES = (1, 4, 8, 16)
 TORCH = ("torch==2.13.0", "transformers==4.57.6", "tokenizers", "numpy")
-HUGGINGFACE = (*TORCH, "optimum-onnx[onnxruntime]==0.1.0", "sentence-transformers[onnx]==5.7.0")
+HUGGINGFACE = (*TORCH, "optimum-onnx==0.1.0", "onnxruntime", "sentence-transformers[onnx]==5.7.0")
 BF16_FLAGS = {"avx512_bf16", "amx_bf16"}
 
 
@@ -40,7 +40,7 @@ class Encoded(NamedTuple):
 
 
 Encode = Callable[[list[str], tuple[str, ...], int], Encoded]
-"""Texts, the heads asked for and a batch size to outputs."""
+"""Texts, the heads asked for, in the order of ALL_HEADS, and a batch size to outputs."""
 
 
 @dataclass(frozen=True, kw_only=True)
