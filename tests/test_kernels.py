@@ -102,29 +102,59 @@ def attend(qkv: Array, cu_seqlens: list[int], n_heads: int, kernels: str) -> Arr
     return run("PackedAttention", inputs, kernels, n_heads=n_heads)
 
 
+def quantize(rows: Array, how: RowQuantization) -> tuple[Array, Array]:
+    """Quantize rows (T, K) as the operator does: levels and the scale of each, that of its block of 128 inputs."""
+    starts = np.arange(0, rows.shape[1], 128)
+    largest = np.maximum.reduceat(rows if how.is_of_gelu else np.abs(rows), starts, axis=1)  # (T, n_blocks)
+    scales = np.maximum(largest / np.float32(how.n_levels), np.float32(how.least_scale))
+    most = min(64, 65536 // rows.shape[1])
+    unit = scales.max(axis=1, keepdims=True) / np.float32(most)  # (T, 1)
+    block_scales = np.minimum(np.ceil(scales / unit), most).astype(np.float32) * unit
+    input_scales = np.repeat(block_scales, 128, axis=1)[:, : rows.shape[1]]  # (T, K)
+    levels = np.clip(np.rint(rows * (1 / input_scales)) + how.zero_point, 0, 255) - how.zero_point
+    return levels, input_scales
+
+
 def random_weight(rng: np.random.Generator, n_inputs: int, n_outputs: int) -> Array:
     return rng.integers(-127, 128, (n_inputs, n_outputs)).astype(np.int8)
 
 
 @pytest.mark.parametrize("kernels", KERNELS)
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", [*SHAPES, (51, 2900, 70)])
 @pytest.mark.parametrize("how", [SYMMETRIC, SKEWED])
 def test_a_product_of_int8_weights_is_its_formula(
     kernels: str, shape: tuple[int, int, int], how: RowQuantization
 ) -> None:
     rng = np.random.default_rng(0)
     n_rows, n_inputs, n_outputs = shape
-    rows = rng.standard_normal((n_rows, n_inputs), np.float32)
+    rows = rng.standard_normal((n_rows, n_inputs), np.float32) * 4 ** np.sin(np.arange(n_inputs, dtype=np.float32) / 99)
     smoothing, scales = rng.random(n_inputs, np.float32) + 0.5, 0.01 * rng.random(n_outputs, np.float32)
     bias, residual = rng.standard_normal(n_outputs, np.float32), rng.standard_normal((n_rows, n_outputs), np.float32)
     weight = random_weight(rng, n_inputs, n_outputs)
-    smoothed = rows * smoothing
-    largest = (smoothed if how.is_of_gelu else np.abs(smoothed)).max(axis=1, keepdims=True)
-    row_scales = np.maximum(largest / np.float32(how.n_levels), np.float32(how.least_scale))
-    levels = np.clip(np.rint(smoothed * (1 / row_scales)) + how.zero_point, 0, 255) - how.zero_point
-    expected = (levels.astype(np.int64) @ weight.astype(np.int64)) * row_scales.astype(np.float64) * scales + bias
+    levels, input_scales = quantize(rows * smoothing, how)
+    expected = (levels * input_scales.astype(np.float64)) @ weight * scales + bias
     found = linear(rows, weight, kernels, scales=scales, bias=bias, smoothing=smoothing, residual=residual, how=how)
-    np.testing.assert_allclose(found, expected + residual, rtol=1e-6, atol=1e-5)
+    np.testing.assert_allclose(found, expected + residual, rtol=1e-6, atol=2e-5)
+
+
+@pytest.mark.parametrize("kernels", KERNELS)
+def test_a_large_input_costs_precision_only_in_its_own_block_of_128(kernels: str) -> None:
+    rng = np.random.default_rng(6)
+    rows, weight = rng.standard_normal((3, 256), np.float32), random_weight(rng, 256, 20)
+    rows[:, 5] = 60
+    weight[:128] = 0
+    errors = linear(rows, weight, kernels) - rows.astype(np.float64) @ weight
+    largest = np.abs(rows[:, 128:]).max()
+    expected = largest / 127 / np.sqrt(12) * np.linalg.norm(weight.astype(np.float64), axis=0).mean()
+    assert 0.5 * expected < errors.std() < 1.5 * expected
+
+
+@pytest.mark.parametrize("kernels", KERNELS)
+def test_blocks_may_be_zero_or_far_apart(kernels: str) -> None:
+    rows = np.zeros((1, 300), np.float32)
+    rows[0, :3], rows[0, 200] = [1e6, -1e6, 5e5], 1e-3
+    weight = np.full((300, 2), 3, np.int8)
+    np.testing.assert_allclose(linear(rows, weight, kernels), [[1.5e6, 1.5e6]], rtol=1e-2)
 
 
 @pytest.mark.parametrize("kernels", KERNELS)
@@ -145,20 +175,23 @@ def test_a_product_of_float16_weights_is_its_formula(kernels: str, shape: tuple[
 
 @pytest.mark.parametrize("kernels", KERNELS)
 @pytest.mark.parametrize("sign", [1, -1])
-@pytest.mark.parametrize("value", [1.0, -1.0])
-def test_the_largest_sums_are_exact(kernels: str, sign: int, value: float) -> None:
-    rows = np.full((2, 4096), value, np.float32)
-    weight = np.full((4096, 70), 127 * sign, np.int8)
-    np.testing.assert_allclose(linear(rows, weight, kernels), 127 * sign * value * 4096, rtol=1e-6)
+@pytest.mark.parametrize(("value", "how"), [(1.0, SYMMETRIC), (-1.0, SYMMETRIC), (1.0, SKEWED)])
+@pytest.mark.parametrize("n_inputs", [1024, 1025, 4096, 8192])
+def test_the_largest_sums_are_exact(kernels: str, sign: int, value: float, how: RowQuantization, n_inputs: int) -> None:
+    rows = np.full((2, n_inputs), value, np.float32)
+    weight = np.full((n_inputs, 70), 127 * sign, np.int8)
+    found = linear(rows, weight, kernels, how=how)
+    np.testing.assert_allclose(found, 127.0 * sign * value * n_inputs, rtol=1e-6)
 
 
 @pytest.mark.parametrize("kernels", KERNELS)
 def test_pairs_of_products_that_overflow_int16_are_exact(kernels: str) -> None:
     rng = np.random.default_rng(1)
-    rows = rng.choice(np.array([0.9, 1], np.float32), (9, 256))  # near the top of uint8
+    rows = rng.choice(np.array([0.9, 1], np.float32), (33, 256))  # near the top of uint8
+    rows[:, 128:] *= 0.25
     weight = rng.choice(np.array([-127, -90, 1, 90, 127], np.int8), (256, 48))
-    levels = np.rint(rows * 127)
-    np.testing.assert_allclose(linear(rows, weight, kernels), levels @ weight / 127, rtol=1e-5, atol=1e-3)
+    levels, scales = quantize(rows, SYMMETRIC)
+    np.testing.assert_allclose(linear(rows, weight, kernels), (levels * scales) @ weight, rtol=1e-5, atol=1e-3)
 
 
 @pytest.mark.parametrize("kernels", KERNELS)
@@ -185,8 +218,8 @@ def test_a_row_has_the_same_bits_in_any_company_and_on_any_number_of_threads(
     kernels: str, dtype: type[np.generic]
 ) -> None:
     rng = np.random.default_rng(2)
-    rows = rng.standard_normal((101, 96), np.float32)
-    weight = random_weight(rng, 96, 200).astype(dtype)
+    rows = rng.standard_normal((101, 300), np.float32)
+    weight = random_weight(rng, 300, 200).astype(dtype)
     together = linear(rows, weight, kernels, gelu=1)
     for row in (0, 47, 48, 100):
         np.testing.assert_array_equal(linear(rows[row : row + 1], weight, kernels, gelu=1)[0], together[row])

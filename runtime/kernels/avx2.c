@@ -22,9 +22,12 @@ typedef int32_t ints __attribute__((vector_size(32)));
 
 static bool is_supported(void) { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); } /* all have F16C, too */
 
-static inline ints dot(ints sums, ints inputs, ints weights) {
-    __m256i pairs = _mm256_maddubs_epi16((__m256i)inputs, (__m256i)weights);
-    return sums + (ints)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+static inline ints multiply_bytes(ints inputs, ints weights) {
+    return (ints)_mm256_maddubs_epi16((__m256i)inputs, (__m256i)weights);
+}
+
+static inline ints add_pairs(ints sums, ints a, ints b) {
+    return sums + (ints)_mm256_madd_epi16((__m256i)a, (__m256i)b);
 }
 
 static inline floats multiply_add(floats a, floats b, floats c) { return (floats)_mm256_fmadd_ps(a, b, c); }

@@ -29,6 +29,10 @@ static inline ints dot(ints sums, ints inputs, ints weights) {
     return (ints)_mm512_dpbusd_epi32((__m512i)sums, (__m512i)inputs, (__m512i)weights);
 }
 
+static inline ints add_pairs(ints sums, ints a, ints b) {
+    return (ints)_mm512_dpwssd_epi32((__m512i)sums, (__m512i)a, (__m512i)b);
+}
+
 static inline floats multiply_add(floats a, floats b, floats c) { return (floats)_mm512_fmadd_ps(a, b, c); }
 
 static inline floats load_halves(const uint16_t *halves) {

@@ -9,10 +9,11 @@ Matrices are row-major. T tokens, K inputs and N outputs of a product, D dimensi
 #include <stdint.h>
 
 enum {
-    MAX_ROWS = 6,        /* rows of a register tile */
-    ROWS_PER_TASK = 48,  /* rows that share one pass over the weights */
-    MAX_INPUTS = 8192,   /* K */
-    MAX_HEAD_SIZE = 128, /* dimensions of an attention head */
+    MAX_ROWS = 6,           /* rows of a register tile */
+    ROWS_PER_TASK = 48,     /* rows that share one pass over the weights */
+    MAX_INPUTS = 8192,      /* K */
+    INPUTS_PER_BLOCK = 128, /* of a quantized row, that share a scale */
+    MAX_HEAD_SIZE = 128,    /* dimensions of an attention head */
     KEYS_PER_BLOCK = 256,
     QUERIES_PER_TASK = 192,
     SCRATCH_BYTES = 1 << 19, /* what a task may write to besides its output */
@@ -36,11 +37,11 @@ struct product {
     float *bias;                 /* (N padded) */
     bool gelu;
     /* The rest is for int8 weights. */
-    int32_t *column_sums;             /* (N padded) sums over K of the weight */
+    int16_t *block_sums;              /* (panels, pairs of blocks, panel width, 2): sums of the weight over a block */
     struct excess *excess;            /* of column n: those from excess_starts[n] to excess_starts[n + 1] */
     int64_t *excess_starts;
     float *scales, *smoothing;        /* (N padded) and (K); smoothing may be NULL */
-    float n_levels, least_scale;      /* a row's scale is max(largest / n_levels, least_scale) */
+    float n_levels, least_scale;      /* a block's scale is max(largest / n_levels, least_scale) */
     int32_t zero_point;
     bool skewed; /* the largest value of a row counts, not the largest magnitude */
 };
@@ -74,6 +75,9 @@ struct kernels {
 };
 
 extern const struct kernels avx512vnni_kernels, avx2_kernels, portable_kernels;
+
+/* A block's scale is a whole number of the row's units: 1 to this many. Sums fit int32: it times K * 255 * 128 does. */
+static inline int32_t largest_factor(int64_t n_inputs) { return n_inputs > 1024 ? (1 << 16) / n_inputs : 64; }
 
 static inline int64_t divide_up(int64_t n, int64_t by) { return (n + by - 1) / by; }
 

@@ -3,9 +3,11 @@
     NAME             of its `struct kernels`
     LANES            float32 values in a vector
     N_VECTORS        vectors in a panel's width
-    SATURATES        whether `dot` adds pairs of products in int16
+    SATURATES        whether products of bytes are added in pairs in int16
     floats, ints     vectors of LANES values
-    dot              adds four products of uint8 inputs and int8 weights to each int32 lane
+    dot              adds four products of uint8 inputs and int8 weights to each int32 lane, unless SATURATES
+    multiply_bytes   sums of two products of uint8 inputs and int8 weights, in int16, if SATURATES
+    add_pairs        adds two products of int16 to each int32 lane
     multiply_add     a * b + c, rounded once
     maximum          the larger of two floats, lane by lane
     load_halves      LANES float16 values, as float32
@@ -19,7 +21,8 @@ Arithmetic is the same, operation by operation, for a row in any company: values
 #include "kernels.h"
 
 #define WIDTH (LANES * N_VECTORS)
-#define GROUP 4 /* inputs that `dot` takes at once */
+#define GROUP 4 /* inputs that are multiplied at once */
+#define GROUPS_PER_BLOCK (INPUTS_PER_BLOCK / GROUP)
 #define ALWAYS_INLINE static inline __attribute__((always_inline))
 
 typedef uint8_t bytes __attribute__((vector_size(LANES)));
@@ -111,7 +114,29 @@ ALWAYS_INLINE void store_some(float *values, floats vector, int64_t n) {
         memcpy(values, &vector, n * sizeof(float));
 }
 
+/* Up to six quantized rows side by side. */
+struct strip {
+    int32_t *factors;      /* (n_blocks, LANES), each in both halves */
+    int16_t *factor_pairs; /* (n_pairs, MAX_ROWS, 2): those of two blocks side by side */
+    uint8_t *inputs;       /* (n_groups, MAX_ROWS, GROUP) */
+};
+
+_Static_assert(
+    ROWS_PER_TASK * (MAX_INPUTS + MAX_INPUTS / INPUTS_PER_BLOCK * (LANES * 4 / MAX_ROWS + 4)) <= SCRATCH_BYTES,
+    "a task's strips must fit its scratch memory"
+);
+
+ALWAYS_INLINE struct strip strip_in(void *scratch, int64_t index, int64_t n_inputs) {
+    int64_t n_blocks = divide_up(n_inputs, INPUTS_PER_BLOCK), n_pairs = divide_up(n_blocks, 2);
+    int64_t pairs = n_blocks * LANES * sizeof(int32_t), inputs = pairs + n_pairs * MAX_ROWS * sizeof(int32_t);
+    int64_t n_bytes = round_up(inputs + round_up(n_inputs, LANES) * MAX_ROWS, 64);
+    char *start = (char *)scratch + index * n_bytes;
+    return (struct strip){(int32_t *)start, (int16_t *)(start + pairs), (uint8_t *)(start + inputs)};
+}
+
 #if SATURATES
+
+#define STRIPS_AT_ONCE 4 /* that each item of excess is added to in turn */
 
 /* Where int16 may overflow, move what is too much of a pair of weights to a list, for `add_excess`.
 
@@ -144,30 +169,47 @@ static bool split_excess(struct product *product, int64_t panel, int8_t *packed,
     return true;
 }
 
-/* Add the products that `split_excess` left out. A column's sums for the rows are the lanes of a vector. */
-static void add_excess(const struct product *product, const uint8_t *strip, int64_t panel, int32_t *sums) {
-    ints columns[WIDTH];
+/* Add the products that `split_excess` left out, to a few strips. Lanes are the rows of a strip. */
+ALWAYS_INLINE void add_excess_to(
+    const int n_strips, const struct product *product, const struct strip *strips, int64_t panel, int32_t *sums
+) {
+    ints columns[STRIPS_AT_ONCE][WIDTH];
     const int64_t *starts = product->excess_starts + panel * WIDTH;
     const struct excess *excess = product->excess + starts[0];
     for (int i = 0; i < WIDTH; i++) {
-        ints sum = {0};
-        for (const struct excess *stop = product->excess + starts[i + 1]; excess < stop; excess++) {
-            ints inputs;
-            memcpy(&inputs, strip + excess->group * MAX_ROWS * GROUP, sizeof inputs);
-            sum = dot(sum, inputs, all_groups(excess->weights));
-        }
-        columns[i] = sum;
+        ints of_column[STRIPS_AT_ONCE] = {0};
+        for (const struct excess *stop = product->excess + starts[i + 1]; excess < stop; excess++)
+            for (int strip = 0; strip < n_strips; strip++) {
+                ints inputs, factors;
+                memcpy(&inputs, strips[strip].inputs + excess->group * MAX_ROWS * GROUP, sizeof inputs);
+                memcpy(&factors, strips[strip].factors + excess->group / GROUPS_PER_BLOCK * LANES, sizeof factors);
+                ints pairs = multiply_bytes(inputs, all_groups(excess->weights));
+                of_column[strip] = add_pairs(of_column[strip], pairs, factors);
+            }
+        for (int strip = 0; strip < n_strips; strip++)
+            columns[strip][i] = of_column[strip];
     }
-    for (int j = 0; j < N_VECTORS; j++) {
-        ints rows[LANES];
-        transpose(columns + j * LANES, rows);
-        for (int i = 0; i < MAX_ROWS; i++) {
-            ints sum;
-            memcpy(&sum, sums + i * WIDTH + j * LANES, sizeof sum);
-            sum += rows[i];
-            memcpy(sums + i * WIDTH + j * LANES, &sum, sizeof sum);
+    for (int strip = 0; strip < n_strips; strip++, sums += MAX_ROWS * WIDTH)
+        for (int j = 0; j < N_VECTORS; j++) {
+            ints rows[LANES];
+            transpose(columns[strip] + j * LANES, rows);
+            for (int i = 0; i < MAX_ROWS; i++) {
+                ints sum;
+                memcpy(&sum, sums + i * WIDTH + j * LANES, sizeof sum);
+                sum += rows[i];
+                memcpy(sums + i * WIDTH + j * LANES, &sum, sizeof sum);
+            }
         }
-    }
+}
+
+static void add_excess(
+    const struct product *product, int64_t n_strips, const struct strip *strips, int64_t panel, int32_t *sums
+) {
+    int64_t i = 0;
+    for (; i + STRIPS_AT_ONCE <= n_strips; i += STRIPS_AT_ONCE)
+        add_excess_to(STRIPS_AT_ONCE, product, strips + i, panel, sums + i * MAX_ROWS * WIDTH);
+    for (; i < n_strips; i++)
+        add_excess_to(1, product, strips + i, panel, sums + i * MAX_ROWS * WIDTH);
 }
 
 #else
@@ -177,13 +219,13 @@ static void add_excess(const struct product *product, const uint8_t *strip, int6
 
 #endif
 
-/* Put four inputs' weights of a panel's columns side by side, column by column, and add them to the columns' sums. */
+/* Put four inputs' weights of a panel's columns side by side, column by column, and add them to the block's sums. */
 ALWAYS_INLINE void
-pack_group(const int8_t *from, int64_t n_outputs, int64_t n_inputs, int64_t n_columns, int8_t *to, int32_t *sums) {
+pack_group(const int8_t *from, int64_t n_outputs, int64_t n_inputs, int64_t n_columns, int8_t *to, int16_t *sums) {
     for (int64_t i = 0; i < n_columns; i++)
         for (int64_t k = 0; k < n_inputs; k++) {
             to[i * GROUP + k] = from[k * n_outputs + i];
-            sums[i] += from[k * n_outputs + i];
+            sums[2 * i] += from[k * n_outputs + i];
         }
 }
 
@@ -191,16 +233,16 @@ pack_group(const int8_t *from, int64_t n_outputs, int64_t n_inputs, int64_t n_co
 static bool pack(const void *weight, struct product *product) {
     int64_t size = bytes_of(product->type), n_inputs = product->n_inputs, n_outputs = product->n_outputs;
     int64_t n_groups = divide_up(n_inputs, GROUP), panel_bytes = n_groups * GROUP * WIDTH * size;
-    int64_t n_panels = divide_up(n_outputs, WIDTH);
+    int64_t n_panels = divide_up(n_outputs, WIDTH), n_pairs = divide_up(n_inputs, 2 * INPUTS_PER_BLOCK);
     char *packed = product->weight;
     memset(packed, 0, n_panels * panel_bytes);
     for (int64_t k = 0; k < n_inputs; k += GROUP)
         for (int64_t start = 0; start < n_outputs; start += WIDTH) {
             int64_t n_rows = n_inputs - k < GROUP ? n_inputs - k : GROUP;
-            int64_t n_columns = n_outputs - start < WIDTH ? n_outputs - start : WIDTH;
+            int64_t n_columns = n_outputs - start < WIDTH ? n_outputs - start : WIDTH, block = k / INPUTS_PER_BLOCK;
             const char *from = (const char *)weight + (k * n_outputs + start) * size;
             char *to = packed + start / WIDTH * panel_bytes + k * WIDTH * size;
-            int32_t *sums = product->column_sums + start;
+            int16_t *sums = product->block_sums + start * 2 * n_pairs + block / 2 * 2 * WIDTH + block % 2;
             if (product->type == FLOAT16_WEIGHT)
                 for (int64_t i = 0; i < n_rows; i++)
                     memcpy(to + i * WIDTH * size, from + i * n_outputs * size, n_columns * size);
@@ -220,42 +262,102 @@ ALWAYS_INLINE floats smoothed(const struct product *product, const float *row, i
     return product->smoothing ? x * load_some(product->smoothing + k, product->n_inputs - k) : x;
 }
 
-/* Quantize a row (K) by its own largest value; return its scale. Its groups of four lie MAX_ROWS groups apart. */
-static float quantize_row(const struct product *product, const float *row, uint8_t *to) {
+ALWAYS_INLINE int64_t block_stop(int64_t start, int64_t n_inputs) {
+    return start + INPUTS_PER_BLOCK < n_inputs ? start + INPUTS_PER_BLOCK : n_inputs;
+}
+
+/* The scale that a block of a row, inputs start to stop, needs by its own largest value. */
+static float block_scale(const struct product *product, const float *row, int64_t start, int64_t stop) {
     floats largest = {0};
-    for (int64_t k = 0; k < product->n_inputs; k += LANES) {
+    for (int64_t k = start; k < stop; k += LANES) {
         floats x = smoothed(product, row, k);
         largest = maximum(largest, product->skewed ? x : maximum(x, -x));
     }
     float scale = largest_of(largest) / product->n_levels;
-    scale = scale > product->least_scale ? scale : product->least_scale;
-    float zero_point = product->zero_point;
-    for (int64_t k = 0; k < product->n_inputs; k += LANES) {
-        floats x = round_to_whole(smoothed(product, row, k) * (1 / scale)) + zero_point;
-        x = minimum(maximum(x, all(0)), all(255));
-        bytes values = __builtin_convertvector(__builtin_convertvector(x, ints), bytes);
-        for (int i = 0; i < LANES; i += GROUP)
-            memcpy(to + (k + i) * MAX_ROWS, (const char *)&values + i, GROUP);
-    }
-    return scale;
+    return scale > product->least_scale ? scale : product->least_scale;
 }
 
-/* Multiply a strip of up to six quantized rows with a part of a panel, and add to the sums (n_rows, WIDTH). */
-ALWAYS_INLINE void
-integer_tile(const int n_rows, const uint8_t *strip, const int8_t *panel, int64_t n_groups, int32_t *output) {
+/* Quantize a row (K) block by block; return its unit. A block's scale is its factor, a whole number, times the unit: so
+products times factors are whole numbers as well, and their sums, which fit int32, are exact. */
+static float quantize_row(const struct product *product, const float *row, const struct strip *strip, int64_t place) {
+    float scales[MAX_INPUTS / INPUTS_PER_BLOCK], largest = 0, zero_point = product->zero_point;
+    int64_t n_inputs = product->n_inputs;
+    for (int64_t k = 0, block = 0; k < n_inputs; k += INPUTS_PER_BLOCK, block++) {
+        scales[block] = block_scale(product, row, k, block_stop(k, n_inputs));
+        largest = scales[block] > largest ? scales[block] : largest;
+    }
+    int32_t most = largest_factor(n_inputs);
+    float unit = largest / most;
+    for (int64_t start = 0, block = 0; start < n_inputs; start += INPUTS_PER_BLOCK, block++) {
+        float ratio = scales[block] / unit;
+        int32_t factor = ratio < most ? (int32_t)ratio : most;
+        factor += factor < ratio && factor < most;
+        strip->factors[block * LANES + place] = factor | factor << 16;
+        strip->factor_pairs[(block / 2 * MAX_ROWS + place) * 2 + block % 2] = factor;
+        float inverse = 1 / (factor * unit);
+        for (int64_t k = start; k < block_stop(start, n_inputs); k += LANES) {
+            floats x = round_to_whole(smoothed(product, row, k) * inverse) + zero_point;
+            x = minimum(maximum(x, all(0)), all(255));
+            bytes values = __builtin_convertvector(__builtin_convertvector(x, ints), bytes);
+            for (int i = 0; i < LANES; i += GROUP)
+                memcpy(strip->inputs + (k + i) * MAX_ROWS + place * GROUP, (const char *)&values + i, GROUP);
+        }
+    }
+    return unit;
+}
+
+/* Start a strip's sums (MAX_ROWS, WIDTH) for a panel at minus what the inputs' zero point will add to them. */
+static void start_sums(const struct product *product, const struct strip *strip, int64_t panel, int32_t *sums) {
+    int64_t n_pairs = divide_up(product->n_inputs, 2 * INPUTS_PER_BLOCK);
+    const int16_t *block_sums = product->block_sums + panel * n_pairs * WIDTH * 2;
+    ints offsets[MAX_ROWS][N_VECTORS] = {0};
+    for (int64_t pair = 0; pair < n_pairs; pair++)
+        for (int j = 0; j < N_VECTORS; j++) {
+            ints weights;
+            memcpy(&weights, block_sums + (pair * WIDTH + j * LANES) * 2, sizeof weights);
+            for (int i = 0; i < MAX_ROWS; i++) {
+                ints factors = all_groups(strip->factor_pairs + (pair * MAX_ROWS + i) * 2);
+                offsets[i][j] = add_pairs(offsets[i][j], weights, factors);
+            }
+        }
+    for (int i = 0; i < MAX_ROWS; i++)
+        for (int j = 0; j < N_VECTORS; j++) {
+            ints sum = -product->zero_point * offsets[i][j];
+            memcpy(sums + i * WIDTH + j * LANES, &sum, sizeof sum);
+        }
+}
+
+/* Multiply up to six quantized rows with a part of a panel, which starts with a block; add to the sums (n_rows, WIDTH). */
+ALWAYS_INLINE void integer_tile(
+    const int n_rows, const uint8_t *inputs, const int32_t *factors, const int8_t *panel, int64_t n_groups,
+    int32_t *output
+) {
     ints sums[MAX_ROWS][N_VECTORS];
     for (int i = 0; i < n_rows; i++)
         for (int j = 0; j < N_VECTORS; j++)
             memcpy(&sums[i][j], output + i * WIDTH + j * LANES, sizeof(ints));
-    for (int64_t group = 0; group < n_groups; group++, strip += MAX_ROWS * GROUP) {
-        ints weights[N_VECTORS];
-        for (int j = 0; j < N_VECTORS; j++, panel += sizeof(ints))
-            memcpy(&weights[j], panel, sizeof(ints));
-        for (int i = 0; i < n_rows; i++) {
-            ints inputs = all_groups(strip + i * GROUP);
-            for (int j = 0; j < N_VECTORS; j++)
-                sums[i][j] = dot(sums[i][j], inputs, weights[j]);
+    for (; n_groups > 0; n_groups -= GROUPS_PER_BLOCK, factors += LANES) {
+        ints of_block[MAX_ROWS][N_VECTORS] = {0}, of_row[MAX_ROWS];
+        for (int i = 0; i < n_rows; i++)
+            of_row[i] = all_groups(factors + i);
+        for (int64_t n = n_groups < GROUPS_PER_BLOCK ? n_groups : GROUPS_PER_BLOCK; n > 0; n--) {
+            ints weights[N_VECTORS];
+            for (int j = 0; j < N_VECTORS; j++, panel += sizeof(ints))
+                memcpy(&weights[j], panel, sizeof(ints));
+            for (int i = 0; i < n_rows; i++) {
+                ints group = all_groups(inputs + i * GROUP);
+                for (int j = 0; j < N_VECTORS; j++)
+#if SATURATES /* pairs must be multiplied to be added: here by the factor instead of 1 */
+                    sums[i][j] = add_pairs(sums[i][j], multiply_bytes(group, weights[j]), of_row[i]);
+#else
+                    of_block[i][j] = dot(of_block[i][j], group, weights[j]);
+#endif
+            }
+            inputs += MAX_ROWS * GROUP;
         }
+        for (int i = 0; i < n_rows && !SATURATES; i++)
+            for (int j = 0; j < N_VECTORS; j++)
+                sums[i][j] += of_block[i][j] * (of_row[i] & 0xffff);
     }
     for (int i = 0; i < n_rows; i++)
         for (int j = 0; j < N_VECTORS; j++)
@@ -297,9 +399,10 @@ ALWAYS_INLINE void float_tile(
     default: tile(6, __VA_ARGS__);                                                                                     \
     }
 
-static __attribute__((noinline)) void
-multiply_integers(int n_rows, const uint8_t *strip, const int8_t *panel, int64_t n_groups, int32_t *output) {
-    FOR_ROWS(n_rows, integer_tile, strip, panel, n_groups, output)
+static __attribute__((noinline)) void multiply_integers(
+    int n_rows, const uint8_t *inputs, const int32_t *factors, const int8_t *panel, int64_t n_groups, int32_t *output
+) {
+    FOR_ROWS(n_rows, integer_tile, inputs, factors, panel, n_groups, output)
 }
 
 static __attribute__((noinline)) void multiply_floats(
@@ -317,17 +420,14 @@ static __attribute__((noinline)) void multiply_halves(
 
 /* Turn a tile's integer sums (n_rows, WIDTH) into the floats that they stand for, in their place. */
 static void
-scale_sums(const struct product *product, int64_t panel, int64_t n_rows, const float *row_scales, int32_t *sums) {
+scale_sums(const struct product *product, int64_t panel, int64_t n_rows, const float *units, int32_t *sums) {
     for (int j = 0; j < N_VECTORS; j++) {
         int64_t column = panel * WIDTH + j * LANES;
-        ints offset;
-        memcpy(&offset, product->column_sums + column, sizeof offset);
-        offset *= product->zero_point;
         floats scales = load(product->scales + column);
         for (int64_t i = 0; i < n_rows; i++) {
             ints sum;
             memcpy(&sum, sums + i * WIDTH + j * LANES, sizeof sum);
-            floats value = __builtin_convertvector(sum - offset, floats) * row_scales[i] * scales;
+            floats value = __builtin_convertvector(sum, floats) * units[i] * scales;
             memcpy(sums + i * WIDTH + j * LANES, &value, sizeof value);
         }
     }
@@ -354,45 +454,47 @@ finish(const struct product *product, const struct product_task *task, int64_t p
     }
 }
 
-/* Panels pass over the rows block by block, each of which stays in the first-level cache meanwhile. */
+/* Panels pass over the rows part by part, each of which stays in the first-level cache meanwhile. */
 static void multiply(const struct product *product, const struct product_task *task, void *scratch) {
-    enum { BLOCK_BYTES = 1 << 14 };
+    enum { PART_BYTES = 1 << 14 };
+    _Static_assert(PART_BYTES / WIDTH % INPUTS_PER_BLOCK == 0, "parts must start with a block");
     int64_t n_inputs = product->n_inputs, row_bytes = WIDTH * bytes_of(product->type);
-    int64_t panel_bytes = round_up(n_inputs, GROUP) * row_bytes, block_size = BLOCK_BYTES / row_bytes;
-    int64_t strip_bytes = round_up(n_inputs, LANES) * MAX_ROWS;
+    int64_t panel_bytes = round_up(n_inputs, GROUP) * row_bytes, part_size = PART_BYTES / row_bytes;
     int64_t n_rows = task->row_stop - task->row_start;
     const float *rows = task->rows + task->row_start * n_inputs;
-    float scales[ROWS_PER_TASK];
+    float units[ROWS_PER_TASK];
     union {
         int32_t integers[ROWS_PER_TASK * WIDTH];
         float floats[ROWS_PER_TASK * WIDTH];
     } sums;
-    uint8_t *quantized = scratch;
-    if (product->type == INT8_WEIGHT)
-        for (int64_t i = 0; i < n_rows; i++) {
-            uint8_t *to = quantized + i / MAX_ROWS * strip_bytes + i % MAX_ROWS * GROUP;
-            scales[i] = quantize_row(product, rows + i * n_inputs, to);
-        }
+    struct strip strips[ROWS_PER_TASK / MAX_ROWS];
+    int64_t n_strips = divide_up(n_rows, MAX_ROWS);
+    for (int64_t i = 0; i < n_strips; i++)
+        strips[i] = strip_in(scratch, i, n_inputs);
+    for (int64_t i = 0; i < n_rows && product->type == INT8_WEIGHT; i++)
+        units[i] = quantize_row(product, rows + i * n_inputs, &strips[i / MAX_ROWS], i % MAX_ROWS);
     for (int64_t panel = task->panel_start; panel < task->panel_stop; panel++) {
-        memset(&sums, 0, round_up(n_rows, MAX_ROWS) * WIDTH * sizeof(float));
-        for (int64_t k = 0; k < n_inputs; k += block_size) {
-            int64_t n_terms = n_inputs - k < block_size ? n_inputs - k : block_size;
-            const void *block = (const char *)product->weight + panel * panel_bytes + k * row_bytes;
+        if (product->type == INT8_WEIGHT) {
+            for (int64_t i = 0; i < n_strips; i++)
+                start_sums(product, &strips[i], panel, sums.integers + i * MAX_ROWS * WIDTH);
+            add_excess(product, n_strips, strips, panel, sums.integers);
+        } else
+            memset(&sums, 0, n_rows * WIDTH * sizeof(float));
+        for (int64_t k = 0; k < n_inputs; k += part_size) {
+            int64_t n_terms = n_inputs - k < part_size ? n_inputs - k : part_size;
+            const void *part = (const char *)product->weight + panel * panel_bytes + k * row_bytes;
             for (int64_t i = 0; i < n_rows; i += MAX_ROWS) {
                 int n = n_rows - i < MAX_ROWS ? n_rows - i : MAX_ROWS;
                 if (product->type == INT8_WEIGHT) {
-                    const uint8_t *strip = quantized + i / MAX_ROWS * strip_bytes + k * MAX_ROWS;
-                    int64_t n_groups = divide_up(n_terms, GROUP);
-                    multiply_integers(n, strip, block, n_groups, sums.integers + i * WIDTH);
+                    const uint8_t *inputs = strips[i / MAX_ROWS].inputs + k * MAX_ROWS;
+                    const int32_t *factors = strips[i / MAX_ROWS].factors + k / INPUTS_PER_BLOCK * LANES;
+                    multiply_integers(n, inputs, factors, part, divide_up(n_terms, GROUP), sums.integers + i * WIDTH);
                 } else
-                    multiply_halves(n, rows + i * n_inputs + k, n_inputs, block, n_terms, sums.floats + i * WIDTH);
+                    multiply_halves(n, rows + i * n_inputs + k, n_inputs, part, n_terms, sums.floats + i * WIDTH);
             }
         }
-        if (product->type == INT8_WEIGHT) {
-            for (int64_t i = 0; i < n_rows; i += MAX_ROWS)
-                add_excess(product, quantized + i / MAX_ROWS * strip_bytes, panel, sums.integers + i * WIDTH);
-            scale_sums(product, panel, n_rows, scales, sums.integers);
-        }
+        if (product->type == INT8_WEIGHT)
+            scale_sums(product, panel, n_rows, units, sums.integers);
         finish(product, task, panel, sums.floats);
     }
 }

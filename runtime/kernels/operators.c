@@ -125,8 +125,8 @@ struct linear {
 static void linear_destroy(void *kernel) {
     struct linear *linear = kernel;
     struct product *product = &linear->product;
-    void *parts[] = {product->weight, product->column_sums, product->excess,    product->excess_starts,
-                     product->scales, product->bias,        product->smoothing, linear};
+    void *parts[] = {product->weight, product->block_sums, product->excess,    product->excess_starts,
+                     product->scales, product->bias,       product->smoothing, linear};
     for (size_t i = 0; i < sizeof parts / sizeof *parts; i++)
         free(parts[i]);
 }
@@ -164,9 +164,10 @@ static OrtStatus *read_quantization(const OrtKernelInfo *info, int64_t n_padded,
     TRY(copy_constant(info, SMOOTHING, product->n_inputs, product->n_inputs, &product->smoothing));
     if (!product->scales)
         return ort.create_status(INVALID_ARGUMENT, "Linear: int8 weights need scales");
-    product->column_sums = calloc(n_padded, sizeof(int32_t));
+    int64_t n_pairs = divide_up(product->n_inputs, 2 * INPUTS_PER_BLOCK);
+    product->block_sums = calloc(n_pairs * n_padded, 2 * sizeof(int16_t));
     product->excess_starts = calloc(n_padded + 1, sizeof(int64_t));
-    return product->column_sums && product->excess_starts ? NULL : out_of_memory();
+    return product->block_sums && product->excess_starts ? NULL : out_of_memory();
 }
 
 static OrtStatus *linear_read(struct linear *linear, const OrtKernelInfo *info) {

@@ -26,6 +26,15 @@ static inline ints dot(ints sums, ints inputs, ints weights) {
     return sums;
 }
 
+static inline ints add_pairs(ints sums, ints a, ints b) {
+    int16_t from_a[2 * LANES], from_b[2 * LANES];
+    memcpy(from_a, &a, sizeof a);
+    memcpy(from_b, &b, sizeof b);
+    for (int i = 0; i < 2 * LANES; i++)
+        sums[i / 2] += from_a[i] * from_b[i];
+    return sums;
+}
+
 static inline floats multiply_add(floats a, floats b, floats c) {
     for (int i = 0; i < LANES; i++)
         c[i] = fmaf(a[i], b[i], c[i]);
