@@ -6,8 +6,8 @@ Inputs (T tokens, B texts): `token_ids`, `position_ids`, and the rows of each he
 Two operators of domain `bgem3` stand for most of a layer:
 
 - `Linear` multiplies rows (T, K) by weights (K, N) and adds bias, GELU and residual before the output is written once.
-  Weights stay in memory as they are stored, float16 or int8; for int8, rows are quantized on the way in, each 128 inputs
-  of a row with a scale of their own, where `bgem3.export.cpu_graph` has one scale for the row
+  Weights stay in memory as they are stored, float16 or int8; for int8, rows are quantized on the way in, each 128
+  inputs of a row with a scale of their own, where `bgem3.export.cpu_graph` has one scale for the row
 - `PackedAttention` lets queries of a text attend to the text's keys where they lie among the packed tokens: no padding,
   no mask, no copies, and at most a strip of scores in memory at any length
 
