@@ -19,7 +19,7 @@ from bgem3.runtime.parity import Reference, check_parity
 from bgem3.runtime.tokenizer import TextTokenizer
 
 KERNEL_LENGTHS = (16, 128, 512, 2048, 8192)
-OPERATORS_OF = (QUERY, MIX, "long 2048")
+OPERATORS_OF = (QUERY, MIX)
 N_CALIBRATION = 40  # texts, with which encoders that quantize are calibrated
 
 

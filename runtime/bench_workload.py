@@ -39,7 +39,7 @@ class Effort:
 
     n_turns: int = 3
     n_calls: int = 20
-    cell_seconds: float = 3.0
+    cell_seconds: float = 1.0
     most_tokens: int
     n_queries: int = 20
     query_lengths: tuple[int, ...] = (8, 16, 32)
@@ -60,7 +60,6 @@ class Effort:
             self,
             n_turns=1,
             n_calls=10,
-            cell_seconds=1.0,
             query_lengths=(16,),
             n_clients=(4,),
             shapes=self.shapes[:1],

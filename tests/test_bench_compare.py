@@ -3,11 +3,13 @@
 import copy
 import io
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
 
+from bgem3.runtime import cli
 from bgem3.runtime.bench_change import COLD_START, PEAK_MEMORY, uncertainty
 from bgem3.runtime.bench_compare import Comparison, compare_reports
 from bgem3.runtime.bench_compare_table import comparison_table
@@ -263,3 +265,21 @@ def test_the_table_has_ours_in_full_and_the_control_in_short(old: Report, new: R
 def test_another_kind_of_report_is_refused(old: Report) -> None:
     with pytest.raises(ValueError, match=r"the new file is no report .* it has no encoders, scenarios"):
         compare_reports(old, {"environment": {}, "latency": {}})
+
+
+def test_the_command_compares_two_files_and_its_status_tells_of_regressions(
+    old: Report, new: Report, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = [tmp_path / "old.json", tmp_path / "new.json"]
+    paths[0].write_text(json.dumps(old), encoding="utf-8")
+    paths[1].write_text(json.dumps(new), encoding="utf-8")
+    command = ["bench", "--compare", *map(str, paths)]
+    assert cli.main(command) == 0
+    assert "bgem3 int8" in capsys.readouterr().out
+    slow_down(new, "bgem3 int8", "mix", 2.0)
+    paths[1].write_text(json.dumps(new), encoding="utf-8")
+    assert cli.main([*command, "--json"]) == 1
+    changes = json.loads(capsys.readouterr().out)["changes"]
+    assert [change["measure"] for change in changes if change["verdict"] == "worse"] == ["mix"]
+    paths[1].write_text("{", encoding="utf-8")
+    assert cli.main(command) == 2
