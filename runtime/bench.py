@@ -43,6 +43,7 @@ def run_bench(
     time_limit: float = 3600.0,
     cell_limit: float = 100.0,
     output: Path | None = None,
+    resume: bool = False,
     show_progress: bool = False,
 ) -> dict[str, Any]:
     """Measure an artifact on one device, beside other encoders of the same weights.
@@ -65,6 +66,8 @@ def run_bench(
     time_limit : seconds; what has not begun by then is not run
     cell_limit : seconds; an encoder of which one call will take longer is not timed on the scenario
     output : JSON file, written after each measurement
+    resume : go on with the report in ``output``, of a benchmark that was stopped: the parts that it has are kept, and
+        turns are added to its encoders
     show_progress : say on standard error what is being measured, and how long the rest will take
 
     Returns
@@ -82,7 +85,7 @@ def run_bench(
         raise ValueError(f"parts must be some of {PARTS}, found {sorted(unknown)}")
     if checkpoint is not None:
         checkpoint = find_checkpoint(checkpoint)
-    report = BenchReport(output, time_limit, show_progress)
+    report = BenchReport(output, time_limit, show_progress, resume)
     n_threads = n_threads or available_cpus()
     report.say("loading")
     with BGEM3Model.load(artifact, device, precision, n_threads) as model:
@@ -112,7 +115,8 @@ def run_bench(
             cell_limit=cell_limit,
             effort=EFFORTS[kind].quick() if quick else EFFORTS[kind],
         )
-        report.keep(environment(device, n_threads), "environment")
+        if report.data and report.data["settings"]["model"] != vars(spec):
+            raise ValueError(f"the report in {output} is of another model; measure without resume")
         settings = {
             "source": opened.manifest["source"]["id"],
             "weights": "random" if has_random_weights else "the checkpoint's",
@@ -124,9 +128,12 @@ def run_bench(
             "time_limit_s": time_limit,
             "cell_limit_s": cell_limit,
         }
-        report.keep(settings, "settings")
+        if not report.data:
+            report.keep(environment(device, n_threads), "environment")
+            report.keep(settings, "settings")
         for name in PARTS:
-            if not parts or name in parts:
+            is_wanted = not parts or name in parts
+            if is_wanted and (name == "scenarios" or name not in report.data):
                 MEASURES[name](bench)
     return report.data
 

@@ -60,6 +60,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
             time_limit=arguments.time_limit or (QUICK_LIMIT if arguments.quick else LIMIT),
             cell_limit=arguments.cell_limit,
             output=arguments.output,
+            resume=arguments.resume,
             **shared,
         )
     return report
@@ -89,6 +90,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--work", type=Path, help="folder for what is made, kept for the next run; default: a temporary one")
     add("--passages", type=Path, help="JSON in SQuAD's flat form; default: a mix of built-in sentences")
     add("--output", type=Path, help="JSON file for the report, written as it grows; default: none")
+    add("--resume", action="store_true", help="go on with the report in --output: what it has is kept, turns are added")
     add("--parts", nargs="+", default=(), choices=PARTS, help="default: all")
     add("--scenarios", nargs="+", default=(), help="names of some, as the report has them; default: all")
     add("--quick", action="store_true", help="measure less, for a first look")

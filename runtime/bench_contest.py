@@ -4,10 +4,11 @@ import contextlib
 import json
 import os
 import resource
+import shutil
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 
 from bgem3.runtime.bench_environments import PythonFinder
 from bgem3.runtime.bench_peers import PEERS, Peer
-from bgem3.runtime.bench_report import TIME_LIMIT, BenchReport, not_run
+from bgem3.runtime.bench_report import TIME_LIMIT, BenchReport, is_missing, not_run
 from bgem3.runtime.bench_scenarios import LONG, MIX, QUERY, Scenario
 from bgem3.runtime.bench_workload import Effort
 
@@ -91,8 +92,9 @@ def rows_of(names: Sequence[str], precisions: Sequence[str], device: str) -> lis
         If a name is not known.
     """
     kind_of_device = device.partition(":")[0]
+    is_cuda = kind_of_device == "cuda"  # on CPU, fp16 is float32 in FlagEmbedding and slower than that in PyTorch
     peers = {f"{kind}-{held}": Row(kind=kind, precision=held) for kind, p in PEERS.items() for held in p.precisions}
-    peers = {name: row for name, row in peers.items() if row.kind != OURS}
+    peers = {name: row for name, row in peers.items() if row.kind != OURS and (is_cuda or row.precision != "fp16")}
     rows = [Row(kind=OURS, precision=held) for held in sorted(precisions, key=lambda held: held != "int8")]
     for name in names:
         found = [
@@ -165,6 +167,8 @@ class Contest:
     pythons : finds the Python of each environment
     effort : how often
     cell_limit : seconds; a scenario of which one call will take an encoder longer is not run
+
+    Where the report has results already, of a benchmark that was stopped, turns are added to them.
     """
 
     def __init__(
@@ -186,19 +190,25 @@ class Contest:
         self._work, self._pythons, self._effort, self._cell_limit = work, pythons, effort, cell_limit
         self._first = rows[0].label
         self._groups = [[row for row in rows if row.process == process] for process in {row.process: 0 for row in rows}]
-        self._tuned: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
-        self._expected: dict[str, NDArray[Any]] | None = None
-        self._found: dict[str, dict[str, Any]] = {
+        self._expected = work / "expected.npz"
+        before = without_late(report.data.get("encoders", {}))
+        if not before:
+            self._expected.unlink(missing_ok=True)
+        self._found: dict[str, dict[str, Any]] = before | {
             row.label: {"kind": row.kind, "label": row.peer.label, "precision": row.precision, "scenarios": {}}
             for row in rows
+            if row.label not in before
         }
-        report.keep({name: scenarios[name].described() for name in names}, "scenarios")
+        self._first_turn = min((len(found["cold_start_s"]) for found in before.values() if "tuned" in found), default=0)
+        described = {name: scenarios[name].described() for name in names}
+        report.keep(report.data.get("scenarios", {}) | described, "scenarios")
         report.keep(self._found, "encoders")
 
     def run(self) -> None:
         """Take all turns, those that begin in time."""
-        progress = Progress(len(self._groups), [self._n_tokens(turn) for turn in range(self._effort.n_turns)])
-        for turn in range(self._effort.n_turns):
+        turns = range(self._first_turn, self._effort.n_turns)
+        progress = Progress(len(self._groups), {turn: self._n_tokens(turn) for turn in turns})
+        for turn in turns:
             others = others_cpus()
             groups = self._groups[:: 1 if turn % 2 == 0 else -1]
             if turn == 0:  # float32 first: the others' outputs are compared with those
@@ -223,14 +233,15 @@ class Contest:
             return
         try:
             settings = self._settings_of(rows[0])
-            if turn == 0 and rows[0].peer.prepare:
+            is_new = "tuned" not in found
+            if is_new and rows[0].peer.prepare:
                 with contextlib.closing(self._start(rows[0])) as worker:
                     worker.ask(prepare=settings)
             with contextlib.closing(self._start(rows[0])) as worker:
                 self._load(worker, rows, settings)
-                if turn == 0:
+                if is_new:
                     self._compare(worker, rows[0])
-                    self._tune(worker, rows[0])
+                    self._tune(worker, rows)
                 for name in self._names:
                     if self._effort.turns(self._scenarios[name].tokens_per_call) > turn:
                         for row in rows:
@@ -269,19 +280,19 @@ class Contest:
         """Compare the outputs on the mix with those of the first encoder; ContestantError if they are too far."""
         path = self._work / "outputs.npz"
         worker.ask(save=MIX, path=str(path), batch_size=row.peer.batch_sizes[:2][-1])
-        with np.load(path) as arrays:
-            outputs = dict(arrays)
-        path.unlink()
-        self._expected = self._expected or outputs
-        found = agreement(outputs, self._expected)
+        if not self._expected.is_file():
+            shutil.copyfile(path, self._expected)
+        with np.load(path) as outputs, np.load(self._expected) as expected:
+            found = agreement(dict(outputs), dict(expected))
         self._found[row.label]["agreement"] = found
         if row.precision not in QUANTIZED and found["dense_min_cosine"] < MIN_COSINE:
             raise ContestantError(f"its dense vectors are not the first one's (cosine {found['dense_min_cosine']:.4f})")
 
-    def _tune(self, worker: Worker, row: Row) -> None:
+    def _tune(self, worker: Worker, rows: Sequence[Row]) -> None:
         n_texts = {QUERY: 1, MIX: N_TUNED_TEXTS}
         tuned = {name: worker.ask(tune=name, n_texts=n) for name, n in n_texts.items()}
-        self._tuned[row.process] = self._found[row.label]["tuned"] = tuned
+        for row in rows:
+            self._found[row.label]["tuned"] = tuned
 
     def _time(self, worker: Worker, row: Row, name: str) -> None:
         """Time a row on a scenario, unless it lacks a head or takes too long."""
@@ -289,7 +300,7 @@ class Contest:
         is_of_batches = scenario.batch_size is None
         if not set(scenario.outputs) <= set(row.peer.outputs) or (row.batch_size and not is_of_batches):
             return
-        if "broke" in cells.get(name, {}):
+        if is_missing(cells.get(name)):
             return
         rates = [cell["flop_per_s"] for cell in cells.values() if "flop_per_s" in cell]
         expected = scenario.flop_per_call / max(rates) if rates else 0.0
@@ -299,7 +310,7 @@ class Contest:
         if not self._report.seconds_left:
             cells.setdefault(name, not_run(TIME_LIMIT))
             return
-        tuned = self._tuned[row.process][scenario.tuned_as]
+        tuned = self._found[row.label]["tuned"][scenario.tuned_as]
         choice = {
             "variant": tuned["variant"],
             "batch_size": scenario.batch_size or row.batch_size or tuned["batch_size"],
@@ -341,9 +352,9 @@ class Contest:
 class Progress:
     """Estimates the time that is left, from what was done so far."""
 
-    def __init__(self, n_encoders: int, work: Sequence[float]) -> None:
+    def __init__(self, n_encoders: int, work: Mapping[int, float]) -> None:
         self._start, self._done = time.perf_counter(), 0.0
-        self._work, self._all = work, n_encoders * sum(work)
+        self._work, self._all = work, n_encoders * sum(work.values())
 
     def step(self, turn: int) -> None:
         """Count an encoder's turn as done."""
@@ -355,6 +366,15 @@ class Progress:
             return ""
         seconds = (time.perf_counter() - self._start) * (self._all / self._done - 1)
         return f", about {seconds / 60:.0f} minutes left"
+
+
+def without_late(encoders: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return results without what the time limit left out, so that it is run now."""
+    late = not_run(TIME_LIMIT)
+    kept = {label: found for label, found in encoders.items() if found.get("not_run") != TIME_LIMIT}
+    for found in kept.values():
+        found["scenarios"] = {name: cell for name, cell in found["scenarios"].items() if cell != late}
+    return kept
 
 
 def summarise(cell: dict[str, Any], scenario: Scenario, matrix_rate: dict[str, Any], precision: str) -> None:

@@ -52,6 +52,7 @@ class BenchReport:
     path : JSON file to write, None for none
     time_limit : seconds from now; measurements asked for later are marked as not run
     show_progress : say on standard error what is being measured
+    resume : begin with what the file holds
 
     Attributes
     ----------
@@ -59,8 +60,10 @@ class BenchReport:
     deadline : when the time limit ends, on ``time.perf_counter``'s clock
     """
 
-    def __init__(self, path: Path | None, time_limit: float, show_progress: bool = False) -> None:
+    def __init__(self, path: Path | None, time_limit: float, show_progress: bool = False, resume: bool = False) -> None:
         self.data: dict[str, Any] = {}
+        if resume and path is not None and path.is_file():
+            self.data = json.loads(path.read_text(encoding="utf-8"))
         self._start = time.perf_counter()
         self.deadline = self._start + time_limit
         self._path = path

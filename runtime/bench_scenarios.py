@@ -46,8 +46,8 @@ class Scenario:
 
     @property
     def tuned_as(self) -> str:
-        """The scenario whose choice of settings this one takes; and of batch size, but for the groups of one shape."""
-        return QUERY if self.is_single or len(self.texts) == 1 else MIX
+        """The scenario whose choice of settings this one takes: of a batch at a time, or of many batches at once."""
+        return MIX if self.group in MIX_GROUPS else QUERY
 
     @property
     def batch_size(self) -> int | None:

@@ -79,7 +79,7 @@ class Effort:
 
 EFFORTS = {
     "cpu": Effort(
-        most_tokens=6000,
+        most_tokens=7000,
         shapes=((1, 128), (8, 16), (8, 128), (1, 512), (4, 512)),
         n_passages=8,
         n_questions=16,

@@ -120,6 +120,27 @@ def test_peers_are_compared_tuned_and_timed_in_turns(
     assert len(report["encoders"]["bgem3 fp32"]["cold_start_s"]) == 3
 
 
+def test_a_benchmark_that_was_stopped_goes_on(
+    random_artifact: Path, workers: type[FakeWorker], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    options: dict[str, Any] = {"precision": "fp32", "output": tmp_path / "report.json", "work": tmp_path / "work"}
+    first = contest(random_artifact, scenarios=["query 16", "mix"], **options)
+    late = first["encoders"]["bgem3 fp32"]["scenarios"]
+    late["mix"] = {"not_run": "time limit"}
+    options["output"].write_text(json.dumps(first), encoding="utf-8")
+    monkeypatch.setattr(Effort, "quick", lambda self: self)
+    report = contest(random_artifact, scenarios=["mix"], resume=True, cell_limit=1e9, **options)
+    cells = report["encoders"]["bgem3 fp32"]["scenarios"]
+    assert [len(cells[name]["seconds"]) for name in ("query 16", "mix")] == [1, 2]
+    assert set(report["scenarios"]) == {"query 16", "mix"}
+    assert report["matrix_rate"] == first["matrix_rate"]
+    assert sum("tune" in request for _, request in workers.asked) == 2, "what was chosen stays"
+    report["settings"]["model"]["n_layers"] += 1
+    options["output"].write_text(json.dumps(report), encoding="utf-8")
+    with pytest.raises(ValueError, match="is of another model"):
+        contest(random_artifact, resume=True, **options)
+
+
 def test_what_computes_something_else_is_not_timed_and_fails(
     random_artifact: Path, random_checkpoint: Path, workers: type[FakeWorker]
 ) -> None:
@@ -186,7 +207,7 @@ def test_agreement_looks_at_all_heads() -> None:
 def test_the_time_that_is_left_follows_from_what_was_done(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
     monkeypatch.setattr("time.perf_counter", lambda: now[0])
-    progress = Progress(2, [30.0, 10.0])
+    progress = Progress(2, {0: 30.0, 1: 10.0})
     assert progress.left() == ""
     now[0] = 400.0
     progress.step(0)
