@@ -104,23 +104,6 @@ def test_every_module_is_packaged_typed_and_has_a_docstring() -> None:
         assert importlib.import_module(name).__doc__, name
 
 
-@pytest.mark.parametrize(
-    ("file", "labels"),
-    [
-        ("cpu_peers.json", ["bge-m3-lite int8", "OpenVINO int8", "OpenVINO fp32"]),
-        ("cpu_flagembedding.json", ["FlagEmbedding fp32", "FlagEmbedding fp32, batch size 256"]),
-    ],
-)
-def test_the_readmes_speed_is_what_the_benchmarks_measured(file: str, labels: list[str]) -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    report = json.loads((ROOT / "benchmarks" / file).read_text(encoding="utf-8"))
-    rates = {label: found["tokens_per_second"]["mix"] for label, found in report["contestants"].items()}
-    assert f"({report['shapes']['mix']['n_tokens']:,} tokens)" in text
-    for label in labels:
-        ratio = rates["bgem3 int8"] / rates[label]
-        assert f"| {label} | {rates[label]:.0f} | bgem3 is {ratio:.1f}x as fast |" in text
-
-
 def test_the_changelog_names_the_version_or_what_is_unreleased() -> None:
     text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     assert f"## [{version('bgem3')}]" in text or "## [Unreleased]" in text
