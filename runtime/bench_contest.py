@@ -326,7 +326,8 @@ class Contest:
         cell["wall_s"].append(answer["wall_s"])
         summarise(cell, scenario, self._report.data.get("matrix_rate", {}), row.precision)
         cell["peak_rss_bytes"] = max(cell.get("peak_rss_bytes", 0), answer["peak_rss_bytes"])
-        peaks = [cells[other].get("peak_rss_bytes", 0) for other in cells if self._scenarios[other].group != LONG]
+        described = self._report.data["scenarios"]  # also of what a resumed report has and this run does not
+        peaks = [cells[other].get("peak_rss_bytes", 0) for other in cells if described[other]["group"] != LONG]
         self._found[row.label]["peak_rss_bytes"] = max(peaks, default=cell["peak_rss_bytes"])
 
     def _summarise(self) -> None:
