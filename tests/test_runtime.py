@@ -42,9 +42,16 @@ print([m for m in ("torch", "transformers", "optimum", "onnx") if m in sys.modul
     assert run_python(code).strip() == "[]"
 
 
-def test_importing_the_runtime_takes_under_half_a_second() -> None:
-    code = "import time; t = time.perf_counter(); import bgem3.runtime; print(time.perf_counter() - t)"
-    assert any(float(run_python(code)) < 0.5 for _ in range(20))  # a machine that others slow down needs more tries
+def test_importing_the_runtime_takes_less_than_the_libraries_it_needs() -> None:
+    code = """
+from time import process_time
+start = process_time()
+import numpy, onnxruntime, scipy.sparse, tokenizers
+libraries = process_time()
+import bgem3.runtime
+print((process_time() - libraries) / (libraries - start))
+"""
+    assert min(float(run_python(code)) for _ in range(3)) < 1.0  # it is about a third
 
 
 def test_many_threads_get_the_same_results_as_one(random_model: BGEM3Model) -> None:
