@@ -7,7 +7,7 @@ Two operators of domain `bgem3` stand for most of a layer:
 
 - `Linear` multiplies rows (T, K) by weights (K, N) and adds bias, GELU and residual before the output is written once.
   Weights stay in memory as they are stored, float16 or int8; for int8, rows are quantized on the way in, each 128
-  inputs of a row with a scale of their own, where `bgem3.export.cpu_graph` has one scale for the row
+  inputs of a row with a scale and a zero point of their own, where `bgem3.export.cpu_graph` has one scale for the row
 - `PackedAttention` lets queries of a text attend to the text's keys where they lie among the packed tokens: no padding,
   no mask, no copies, and at most a strip of scores in memory at any length
 
@@ -20,7 +20,7 @@ from onnx import TensorProto
 
 from bgem3.export.cpu_graph import add_heads, embed_tokens
 from bgem3.export.graph import ROW_INPUTS, TOKEN_INPUTS, Graph, outputs_of
-from bgem3.export.quantization import parts, row_quantization
+from bgem3.export.quantization import parts
 from bgem3.export.weights import WeightsFile
 from bgem3.runtime.artifact import ModelSpec
 
@@ -74,13 +74,4 @@ def _linear(graph: Graph, rows: str, name: str, group: str, *, gelu: bool = Fals
         if gelu:
             product = graph.node("Gelu", [product], approximate="none")
         return graph.node("Add", [product, residual]) if residual else product
-    how = row_quantization(group)
-    return graph.native(
-        "Linear",
-        [*inputs, graph.stored(f"{name}.weight.scale"), smoothing],
-        gelu=int(gelu),
-        zero_point=how.zero_point,
-        skewed=int(how.is_of_gelu),
-        n_levels=float(how.n_levels),
-        least_scale=how.least_scale,
-    )
+    return graph.native("Linear", [*inputs, graph.stored(f"{name}.weight.scale"), smoothing], gelu=int(gelu))

@@ -19,6 +19,8 @@ enum {
     SCRATCH_BYTES = 1 << 19, /* what a task may write to besides its output */
 };
 
+#define SMALLEST_RANGE 1e-12f /* for a row of zeros */
+
 /* Parts of four weights of one column that a product adds on its own (`split_excess`). */
 struct excess {
     int32_t group;
@@ -41,9 +43,6 @@ struct product {
     struct excess *excess;            /* of column n: those from excess_starts[n] to excess_starts[n + 1] */
     int64_t *excess_starts;
     float *scales, *smoothing;        /* (N padded) and (K); smoothing may be NULL */
-    float n_levels, least_scale;      /* a block's scale is max(largest / n_levels, least_scale) */
-    int32_t zero_point;
-    bool skewed; /* the largest value of a row counts, not the largest magnitude */
 };
 
 struct attention {
@@ -76,7 +75,7 @@ struct kernels {
 
 extern const struct kernels avx512vnni_kernels, avx2_kernels, portable_kernels;
 
-/* A block's scale is a whole number of the row's units: 1 to this many. Sums fit int32: it times K * 255 * 128 does. */
+/* A block's step is a whole number of the row's units: 1 to this many. Sums fit int32: it times K * 255 * 128 does. */
 static inline int32_t largest_factor(int64_t n_inputs) { return n_inputs > 1024 ? (1 << 16) / n_inputs : 64; }
 
 static inline int64_t divide_up(int64_t n, int64_t by) { return (n + by - 1) / by; }

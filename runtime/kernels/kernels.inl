@@ -116,9 +116,13 @@ ALWAYS_INLINE void store_some(float *values, floats vector, int64_t n) {
 
 /* Up to six quantized rows side by side. */
 struct strip {
-    int32_t *factors;      /* (n_blocks, LANES), each in both halves */
-    int16_t *factor_pairs; /* (n_pairs, MAX_ROWS, 2): those of two blocks side by side */
-    uint8_t *inputs;       /* (n_groups, MAX_ROWS, GROUP) */
+    int32_t *factors; /* (n_blocks, LANES), each in both halves */
+    int16_t *offsets; /* (n_pairs, MAX_ROWS, 2): factors times zero points, of two blocks side by side */
+    uint8_t *inputs;  /* (n_groups, MAX_ROWS, GROUP) */
+};
+
+struct range {
+    float least, largest;
 };
 
 _Static_assert(
@@ -266,35 +270,38 @@ ALWAYS_INLINE int64_t block_stop(int64_t start, int64_t n_inputs) {
     return start + INPUTS_PER_BLOCK < n_inputs ? start + INPUTS_PER_BLOCK : n_inputs;
 }
 
-/* The scale that a block of a row, inputs start to stop, needs by its own largest value. */
-static float block_scale(const struct product *product, const float *row, int64_t start, int64_t stop) {
-    floats largest = {0};
+/* The least and the largest value of a block of a row, inputs start to stop, and of 0. */
+static struct range block_range(const struct product *product, const float *row, int64_t start, int64_t stop) {
+    floats least = {0}, largest = {0};
     for (int64_t k = start; k < stop; k += LANES) {
         floats x = smoothed(product, row, k);
-        largest = maximum(largest, product->skewed ? x : maximum(x, -x));
+        least = minimum(least, x), largest = maximum(largest, x);
     }
-    float scale = largest_of(largest) / product->n_levels;
-    return scale > product->least_scale ? scale : product->least_scale;
+    return (struct range){-largest_of(-least), largest_of(largest)};
 }
 
-/* Quantize a row (K) block by block; return its unit. A block's scale is its factor, a whole number, times the unit: so
-products times factors are whole numbers as well, and their sums, which fit int32, are exact. */
+/* Quantize a row (K) block by block; return its unit. A block's range has the 255 steps of uint8, from its zero point on.
+A step is a whole number of units, the block's factor: so products times factors are whole numbers as well, and their
+sums, which fit int32, are exact. */
 static float quantize_row(const struct product *product, const float *row, const struct strip *strip, int64_t place) {
-    float scales[MAX_INPUTS / INPUTS_PER_BLOCK], largest = 0, zero_point = product->zero_point;
+    struct range ranges[MAX_INPUTS / INPUTS_PER_BLOCK];
+    float widest = SMALLEST_RANGE;
     int64_t n_inputs = product->n_inputs;
     for (int64_t k = 0, block = 0; k < n_inputs; k += INPUTS_PER_BLOCK, block++) {
-        scales[block] = block_scale(product, row, k, block_stop(k, n_inputs));
-        largest = scales[block] > largest ? scales[block] : largest;
+        struct range range = ranges[block] = block_range(product, row, k, block_stop(k, n_inputs));
+        widest = range.largest - range.least > widest ? range.largest - range.least : widest;
     }
     int32_t most = largest_factor(n_inputs);
-    float unit = largest / most;
+    float unit = widest / 255 / most;
     for (int64_t start = 0, block = 0; start < n_inputs; start += INPUTS_PER_BLOCK, block++) {
-        float ratio = scales[block] / unit;
+        float ratio = (ranges[block].largest - ranges[block].least) / 255 / unit;
         int32_t factor = ratio < most ? (int32_t)ratio : most;
         factor += factor < ratio && factor < most;
-        strip->factors[block * LANES + place] = factor | factor << 16;
-        strip->factor_pairs[(block / 2 * MAX_ROWS + place) * 2 + block % 2] = factor;
+        factor += factor == 0;
         float inverse = 1 / (factor * unit);
+        float zero_point = round_to_whole(all(-ranges[block].least * inverse))[0];
+        strip->factors[block * LANES + place] = factor | factor << 16;
+        strip->offsets[(block / 2 * MAX_ROWS + place) * 2 + block % 2] = factor * (int32_t)zero_point;
         for (int64_t k = start; k < block_stop(start, n_inputs); k += LANES) {
             floats x = round_to_whole(smoothed(product, row, k) * inverse) + zero_point;
             x = minimum(maximum(x, all(0)), all(255));
@@ -306,7 +313,7 @@ static float quantize_row(const struct product *product, const float *row, const
     return unit;
 }
 
-/* Start a strip's sums (MAX_ROWS, WIDTH) for a panel at minus what the inputs' zero point will add to them. */
+/* Start a strip's sums (MAX_ROWS, WIDTH) for a panel at minus what the zero points will add to them. */
 static void start_sums(const struct product *product, const struct strip *strip, int64_t panel, int32_t *sums) {
     int64_t n_pairs = divide_up(product->n_inputs, 2 * INPUTS_PER_BLOCK);
     const int16_t *block_sums = product->block_sums + panel * n_pairs * WIDTH * 2;
@@ -316,13 +323,13 @@ static void start_sums(const struct product *product, const struct strip *strip,
             ints weights;
             memcpy(&weights, block_sums + (pair * WIDTH + j * LANES) * 2, sizeof weights);
             for (int i = 0; i < MAX_ROWS; i++) {
-                ints factors = all_groups(strip->factor_pairs + (pair * MAX_ROWS + i) * 2);
-                offsets[i][j] = add_pairs(offsets[i][j], weights, factors);
+                ints of_row = all_groups(strip->offsets + (pair * MAX_ROWS + i) * 2);
+                offsets[i][j] = add_pairs(offsets[i][j], weights, of_row);
             }
         }
     for (int i = 0; i < MAX_ROWS; i++)
         for (int j = 0; j < N_VECTORS; j++) {
-            ints sum = -product->zero_point * offsets[i][j];
+            ints sum = -offsets[i][j];
             memcpy(sums + i * WIDTH + j * LANES, &sum, sizeof sum);
         }
 }

@@ -36,7 +36,6 @@ enum { REQUIRED = 0, OPTIONAL = 1 };                  /* OrtCustomOpInputOutputC
     FUNCTION(61, OrtStatus *, n_dimensions, (const OrtShape *shape, size_t *n))                                        \
     FUNCTION(62, OrtStatus *, dimensions, (const OrtShape *shape, int64_t *dimensions, size_t n))                      \
     FUNCTION(65, OrtStatus *, tensor_shape, (const OrtValue *tensor, OrtShape **shape))                                \
-    FUNCTION(85, OrtStatus *, float_attribute, (const OrtKernelInfo *info, const char *name, float *value))            \
     FUNCTION(86, OrtStatus *, integer_attribute, (const OrtKernelInfo *info, const char *name, int64_t *value))        \
     FUNCTION(90, OrtStatus *, input, (const OrtKernelContext *context, size_t index, const OrtValue **tensor))         \
     FUNCTION(                                                                                                          \

@@ -154,12 +154,6 @@ static OrtStatus *copy_constant(const OrtKernelInfo *info, size_t index, int64_t
 }
 
 static OrtStatus *read_quantization(const OrtKernelInfo *info, int64_t n_padded, struct product *product) {
-    int64_t zero_point, skewed;
-    TRY(ort.integer_attribute(info, "zero_point", &zero_point));
-    TRY(ort.integer_attribute(info, "skewed", &skewed));
-    TRY(ort.float_attribute(info, "n_levels", &product->n_levels));
-    TRY(ort.float_attribute(info, "least_scale", &product->least_scale));
-    product->zero_point = zero_point, product->skewed = skewed;
     TRY(copy_constant(info, SCALES, product->n_outputs, n_padded, &product->scales));
     TRY(copy_constant(info, SMOOTHING, product->n_inputs, product->n_inputs, &product->smoothing));
     if (!product->scales)
