@@ -13,7 +13,7 @@ from bgem3.export.reference import last_states
 from bgem3.export.rounding import round_weight
 from bgem3.export.smoothing import Smoothing
 
-ROWS_PER_TEXT = 16  # kept of each text's input, evenly spaced
+ROWS_PER_TEXT = 32  # kept of each text's input, evenly spaced
 MODULES = {
     "query": "attention.self.query",
     "attention_output": "attention.output.dense",
@@ -35,9 +35,9 @@ def sample_inputs(checkpoint: Checkpoint, texts: list[str], *, show_progress: bo
     return {group: np.concatenate(rows) for group, rows in samples.items()}
 
 
-def smoothed_rows(rows: Array, smoothing: Smoothing | None) -> Array:
+def smoothed_rows(rows: Array, smoothing: Smoothing) -> Array:
     """Return what a group's input (R, K) has become."""
-    return rows if smoothing is None else np.asarray((rows - smoothing.shifts) / smoothing.factors, np.float32)
+    return np.asarray((rows - smoothing.shifts) / smoothing.factors, np.float32)
 
 
 def round_group(group: str, rows: Array, tensors: dict[str, Array]) -> dict[str, QuantizedWeight]:

@@ -34,7 +34,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from bgem3.export.graph import ROW_INPUTS, TOKEN_INPUTS, Graph, make_model, outputs_of
-from bgem3.export.quantization import LARGEST, SYMMETRIC, parts, row_quantization
+from bgem3.export.quantization import LARGEST, SMALLEST_SCALE, ZERO_POINT, parts, zero_point
 from bgem3.export.weights import WeightsFile
 from bgem3.runtime.artifact import ModelSpec
 from bgem3.runtime.session import LONGEST_MASKED, PROBE_SIZE
@@ -79,7 +79,7 @@ def build_probe() -> onnx.ModelProto:
     initializers: dict[str, NDArray[Any]] = {
         "weight": np.full((PROBE_SIZE, 16), LARGEST, np.int8),
         "weight_scales": np.ones(16, np.float32),
-        "zero_point": np.array(SYMMETRIC.zero_point, np.uint8),
+        "zero_point": np.array(ZERO_POINT, np.uint8),
     }
     inputs = {"rows": (TensorProto.UINT8, [1, PROBE_SIZE]), "scales": (TensorProto.FLOAT, [1, 1])}
     node = helper.make_node(
@@ -153,16 +153,16 @@ def _prepare(graph: Graph, rows: str, group: str, counted: str) -> _Rows:
     if f"{parts(group)[0]}.weight.scale" not in graph.weights:
         return _Rows(rows)
     axis = graph.int64("last_axis", [-1])
-    how = row_quantization(group)
-    magnitudes = rows if how.is_of_gelu else graph.node("Abs", [rows])
-    largest = graph.node("ReduceMax", [magnitudes, axis], keepdims=0)
-    scale = graph.node("Div", [largest, graph.constant(f"levels_{how.n_levels}", how.n_levels, np.float32)])
-    least = graph.constant(f"least_scale_{how.zero_point}", how.least_scale, np.float32)
-    scale = graph.node("Max", [scale, least])  # (T,)
-    zero_point = graph.constant(f"zero_point_{how.zero_point}", how.zero_point, np.uint8)
-    zero_points = graph.once("Expand", [zero_point, graph.once("Shape", [counted])])
+    zero = zero_point(group)
+    bounds = [
+        graph.node("Div", [graph.node(end, [rows, axis], keepdims=0), graph.constant(f"levels_{n}", n, np.float32)])
+        for end, n in (("ReduceMax", 255 - zero), ("ReduceMin", -zero))
+    ]
+    scale = graph.node("Max", [*bounds, graph.constant("least_scale", SMALLEST_SCALE, np.float32)])  # (T,)
+    common = graph.constant(f"zero_point_{zero}", zero, np.uint8)
+    zero_points = graph.once("Expand", [common, graph.once("Shape", [counted])])
     quantized = graph.node("QuantizeLinear", [rows, scale, zero_points], axis=0)
-    return _Rows(quantized, graph.node("Unsqueeze", [scale, axis]), zero_point)
+    return _Rows(quantized, graph.node("Unsqueeze", [scale, axis]), common)
 
 
 def _project(graph: Graph, rows: _Rows, name: str) -> str:

@@ -92,7 +92,7 @@ def _quantize(
     rounded: dict[str, QuantizedWeight] = {}
     errors = {}
     for group in tqdm(list(groups(checkpoint.spec)), desc="rounding", unit="group", disable=not show_progress):
-        rows = smoothed_rows(samples.pop(group), smoothings.get(group))
+        rows = smoothed_rows(samples.pop(group), smoothings[group])
         rounded |= round_group(group, rows, tensors)
         errors[group] = quantization_error(group, rows, tensors, rounded, sensitivities)
     return rounded, errors

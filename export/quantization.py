@@ -15,9 +15,10 @@ from bgem3.runtime.artifact import ModelSpec
 Array = NDArray[np.float32]
 
 LARGEST = 127  # of a weight's magnitude; -128 is not used
-GELU_MINIMUM = -0.17  # just below the least value of x * Phi(x)
-GELU_ZERO_POINT = 64  # of 255 levels, those kept for the negative values of GELU; fewer coarsen rows of small values
+ZERO_POINT = 128
+GELU_ZERO_POINT = 64  # of GELU's outputs, which lie above 0 rather than below
 SMALLEST_SCALE = 1e-12  # for a row of zeros
+INPUTS_PER_BLOCK = 128  # of a row, that our own operators give a scale and a zero point (runtime/kernels/kernels.h)
 PARTS = {
     "qkv": ("query", "key", "value"),
     "attention_output": ("attention_output",),
@@ -48,40 +49,20 @@ def parts(group: str) -> list[str]:
     return [f"{prefix}.{part}" for part in PARTS[kind]]
 
 
-@dataclass(frozen=True, kw_only=True)
-class RowQuantization:
-    """How a group's input becomes uint8: ``round(x / scale) + zero_point``, saturated.
-
-    The scale of a row is ``max(m / n_levels, least_scale)``, m being its largest magnitude, or, for GELU's output, its
-    largest value.
-    """
-
-    zero_point: int
-    n_levels: int
-    least_scale: float
-    is_of_gelu: bool
-
-
-SYMMETRIC = RowQuantization(zero_point=128, n_levels=127, least_scale=SMALLEST_SCALE, is_of_gelu=False)
-SKEWED = RowQuantization(
-    zero_point=GELU_ZERO_POINT,
-    n_levels=255 - GELU_ZERO_POINT,
-    least_scale=-GELU_MINIMUM / GELU_ZERO_POINT,
-    is_of_gelu=True,
-)
-
-
-def row_quantization(group: str) -> RowQuantization:
-    """Return how a group's input is quantized."""
-    return SKEWED if group.endswith(".output") else SYMMETRIC
+def zero_point(group: str) -> int:
+    """Return the uint8 that stands for 0 where a group's rows are quantized whole."""
+    return GELU_ZERO_POINT if group.endswith(".output") else ZERO_POINT
 
 
 def dequantized_rows(rows: Array, group: str) -> Array:
-    """Round a group's input (T, K) to the levels that uint8 gives it."""
-    how = row_quantization(group)
-    largest = (rows if how.is_of_gelu else np.abs(rows)).max(axis=1, keepdims=True)
-    scales = np.maximum(largest / np.float32(how.n_levels), np.float32(how.least_scale))
-    levels = np.clip(np.rint(rows / scales) + how.zero_point, 0, 255) - how.zero_point
+    """Round rows (T, K) to the levels that uint8 gives them: ``round(x / scale) + z``, 0 to 255, z the zero point.
+
+    A row's scale is the least that no value saturates at: ``max(largest / (255 - z), -least / z)``.
+    """
+    zero = zero_point(group)
+    ranges = (rows.max(axis=1, keepdims=True) / (255 - zero), rows.min(axis=1, keepdims=True) / -zero)
+    scales = np.maximum(np.maximum(*ranges), np.float32(SMALLEST_SCALE))
+    levels = np.clip(np.rint(rows / scales) + zero, 0, 255) - zero
     return np.asarray(levels * scales, np.float32)
 
 
