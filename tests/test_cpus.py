@@ -202,7 +202,12 @@ def test_counting_reads_no_more_than_the_files_of_its_own_cgroup(
     other_mounts = "".join(f"{n} 23 8:{n} / /mnt/{n} rw shared:{n} - ext4 /dev/sda{n} rw\n" for n in range(60))
     read: list[Path] = []
     read_bytes = Path.read_bytes
-    monkeypatch.setattr(Path, "read_bytes", lambda path: read.append(path) or read_bytes(path))
+
+    def noted(path: Path) -> bytes:
+        read.append(path)
+        return read_bytes(path)
+
+    monkeypatch.setattr(Path, "read_bytes", noted)
     count(tmp_path, cgroup, other_mounts + V1 + HYBRID, {})
     n_folders = 2 * 9  # of v1 and of v2, eight deep and the top
     assert len(set(read)) == 2 + 3 * n_folders
