@@ -87,7 +87,7 @@ def _quantize(
     """Smooth tensors in place; return the rounded weights by name, and each group's error."""
     samples = sample_inputs(checkpoint, texts, show_progress=show_progress)
     sensitivities = output_sensitivities(checkpoint, texts, show_progress=show_progress)
-    smoothings = fit_smoothings(samples, tensors, sensitivities)
+    smoothings = fit_smoothings(samples, tensors, sensitivities, show_progress=show_progress)
     smooth(tensors, smoothings, checkpoint.spec)
     rounded: dict[str, QuantizedWeight] = {}
     errors = {}

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch.nn.functional import pad
+from tqdm import tqdm
 
 from bgem3.export.quantization import INPUTS_PER_BLOCK, Array, groups, parts, zero_point
 from bgem3.runtime.artifact import ModelSpec
@@ -90,11 +91,15 @@ def fit_smoothing(rows: Array, weight: Array, sensitivity: Array, *, zero_point:
 
 
 def fit_smoothings(
-    samples: dict[str, Array], tensors: dict[str, Array], sensitivities: dict[str, Array]
+    samples: dict[str, Array],
+    tensors: dict[str, Array],
+    sensitivities: dict[str, Array],
+    *,
+    show_progress: bool = False,
 ) -> dict[str, Smoothing]:
     """Fit the smoothing of every group; arguments by group, tensor and projection."""
     smoothings = {}
-    for group, rows in samples.items():
+    for group, rows in tqdm(samples.items(), desc="smoothing", unit="group", disable=not show_progress):
         weight = np.hstack([tensors[f"{part}.weight"] for part in parts(group)])
         sensitivity = np.hstack([sensitivities[part] for part in parts(group)])
         is_shifted = not group.endswith(FACTORS_ALONE)

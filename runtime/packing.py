@@ -4,7 +4,7 @@ A micro-batch holds its texts' tokens one after another. Linear layers then do n
 needs to know of the texts' limits differs by device.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -78,6 +78,18 @@ def pack(texts: TokenizedTexts, text_index: NDArray[np.int64], pad_id: int, firs
         cu_seqlens=cu_seqlens,
         token_ids=token_ids,
         position_ids=position_ids(token_ids, cu_seqlens, pad_id),
+    )
+
+
+def join(batches: Sequence[PackedBatch]) -> PackedBatch:
+    """Put micro-batches one after another into one."""
+    ends = np.cumsum([batch.cu_seqlens[-1] for batch in batches])
+    limits = [batch.cu_seqlens[1:] + end - batch.cu_seqlens[-1] for batch, end in zip(batches, ends, strict=True)]
+    return PackedBatch(
+        text_index=np.concatenate([batch.text_index for batch in batches]),
+        cu_seqlens=np.concatenate([[0], *limits]),
+        token_ids=np.concatenate([batch.token_ids for batch in batches]),
+        position_ids=np.concatenate([batch.position_ids for batch in batches]),
     )
 
 

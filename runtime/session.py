@@ -1,7 +1,7 @@
 """The CPU session: one ONNX Runtime session that encodes micro-batches one after another."""
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,13 +10,15 @@ from numpy.typing import NDArray
 
 from bgem3.runtime.artifact import ArtifactError, ModelSpec
 from bgem3.runtime.native import NATIVE_GRAPH, best_kernels, library, why_unavailable
-from bgem3.runtime.packing import PackedBatch, cpu_layout
+from bgem3.runtime.packing import PackedBatch, cpu_layout, join
+from bgem3.runtime.sharing import SharedRuns
 
 Output = Literal["dense", "sparse", "multivector"]
 OUTPUTS: tuple[Output, ...] = ("dense", "sparse", "multivector")
 Arrays = dict[Output, NDArray[np.float32]]
 Finish = Callable[[PackedBatch, Arrays], None]
 
+SHARED_TOKENS = 128  # of several callers' micro-batches that run as one; products have most of their rate then
 TOKEN_BUDGET = 1024  # GEMMs reach their full rate well below this; activations still fit a large cache
 LONGEST_MASKED = 1024  # tokens; longer texts attend without a mask, so none of another length runs with them
 MAX_MASKED_SCORES = 1 << 22  # attention scores per head of a padded micro-batch: 16 MiB each
@@ -29,6 +31,9 @@ logger = logging.getLogger(__name__)
 
 class CpuSession:
     """Runs a CPU graph; its methods may be called from many threads at once.
+
+    Short micro-batches, of queries, that several threads bring at once run as one: the weights, most of what a query
+    costs, are then read once for all. Longer ones run beside each other, on the same threads.
 
     Parameters
     ----------
@@ -78,6 +83,7 @@ class CpuSession:
             settings = {"bgem3.kernels": kernels, "bgem3.n_threads": str(n_threads)}
             self._session = open_session(native, n_threads, settings=settings, operators=library(), profile=profile)
         self._input_names = [value.name for value in self._session.get_inputs()]
+        self._run_shared = SharedRuns(self._run_together, _may_share)
 
     def most_padded(self, longest: int) -> int:
         """Return how many texts of several lengths may share a micro-batch.
@@ -100,6 +106,16 @@ class CpuSession:
         -------
         The requested outputs only: ``dense`` (B, D), ``sparse`` (T,), ``multivector`` (T - B, M), float32.
         """
+        if len(batch.token_ids) <= SHARED_TOKENS:
+            return self._run_shared((batch, outputs))
+        return self._run(batch, outputs)
+
+    def _run_together(self, tasks: list["_Task"]) -> list[Arrays]:
+        """Encode micro-batches as one; return the arrays of each."""
+        batches, (outputs, *_) = zip(*tasks, strict=True)
+        return split_arrays(self._run(join(batches), outputs), batches) if len(tasks) > 1 else [self._run(*tasks[0])]
+
+    def _run(self, batch: PackedBatch, outputs: tuple[Output, ...]) -> Arrays:
         feeds = vars(batch) | head_rows(batch.cu_seqlens, outputs)
         if self.kernels == "none":
             feeds |= cpu_layout(batch.cu_seqlens)
@@ -113,6 +129,24 @@ class CpuSession:
     def close(self) -> None:
         """Release the session's memory."""
         self._session = None
+
+
+_Task = tuple[PackedBatch, tuple[Output, ...]]
+
+
+def _may_share(tasks: list[_Task], task: _Task) -> bool:
+    """Tell whether a micro-batch may run as one with others: for the same heads, and short together."""
+    n_tokens = sum(len(batch.token_ids) for batch, _ in [*tasks, task])
+    return n_tokens <= SHARED_TOKENS and tasks[0][1] == task[1]
+
+
+def split_arrays(arrays: Arrays, batches: Sequence[PackedBatch]) -> list[Arrays]:
+    """Return each micro-batch's part of the arrays of all of them together."""
+    n_texts = np.array([len(batch.text_index) for batch in batches])
+    n_tokens = np.array([len(batch.token_ids) for batch in batches])
+    n_rows = {"dense": n_texts, "sparse": n_tokens, "multivector": n_tokens - n_texts}
+    parts = {name: np.split(values, np.cumsum(n_rows[name])[:-1]) for name, values in arrays.items()}
+    return [{name: of_batch[i] for name, of_batch in parts.items()} for i in range(len(batches))]
 
 
 def output_shapes(spec: ModelSpec, n_texts: int, n_tokens: int) -> dict[Output, tuple[int, ...]]:
