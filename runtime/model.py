@@ -1,8 +1,7 @@
 """BGEM3Model: an artifact folder opened for encoding and scoring."""
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -44,15 +43,13 @@ class BGEM3Model:
     device, precision : what it runs on, and how its weights are stored
     """
 
-    def __init__(
-        self, artifact: Artifact, session: EncoderSession, tokenizer: Callable[[], TextTokenizer] | None = None
-    ) -> None:
+    def __init__(self, artifact: Artifact, session: EncoderSession) -> None:
         self.spec: ModelSpec = artifact.spec
         self.device = session.device
         self.precision = session.precision
         self._session: EncoderSession | None = session
         try:
-            self.tokenizer = tokenizer() if tokenizer else _open_tokenizer(artifact)
+            self.tokenizer = TextTokenizer(artifact.folder / "tokenizer.json", artifact.spec)
         except ArtifactError:
             self.close()
             raise
@@ -107,18 +104,16 @@ class BGEM3Model:
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
                 raise ValueError(f"{name} must be a whole number of at least 1 or None, found {value!r}")
         artifact = read_artifact(folder, check_hashes=check_hashes)
-        with ThreadPoolExecutor(1) as pool:  # reading the tokenizer takes as long as laying out the weights
-            tokenizer = pool.submit(_open_tokenizer, artifact)
-            session = open_encoder(
-                artifact,
-                device=device,
-                precision=precision,
-                n_threads=n_threads,
-                token_budget=token_budget,
-                device_memory_limit=device_memory_limit,
-                cuda_graphs=cuda_graphs,
-            )
-        return cls(artifact, session, tokenizer.result)
+        session = open_encoder(
+            artifact,
+            device=device,
+            precision=precision,
+            n_threads=n_threads,
+            token_budget=token_budget,
+            device_memory_limit=device_memory_limit,
+            cuda_graphs=cuda_graphs,
+        )
+        return cls(artifact, session)
 
     def encode(
         self,
@@ -288,10 +283,6 @@ def pair_scores(
     )
     hybrid = hybrid_scores(dense, sparse, multivector, weights)
     return Scores(dense=dense, sparse=sparse, multivector=multivector, hybrid=hybrid)
-
-
-def _open_tokenizer(artifact: Artifact) -> TextTokenizer:
-    return TextTokenizer(artifact.folder / "tokenizer.json", artifact.spec)
 
 
 def _check_outputs(outputs: Sequence[Output]) -> tuple[Output, ...]:
