@@ -1,7 +1,8 @@
 """What the int8 graph computes with: groups of projections, int8 weights, and uint8 rows.
 
-Weights have one scale per output channel and no zero point; activations get one scale per token at run time. A group is
-the projections that share an input.
+Weights have one scale per output channel and no zero point; activations get one scale per token at run time, and in our
+own operators a scale and a zero point for each block of a token's channels. A group is the projections that share an
+input.
 """
 
 from collections.abc import Iterator

@@ -199,18 +199,19 @@ class Contest:
             for row in rows
             if row.label not in before
         }
-        self._first_turn = min((len(found["cold_start_s"]) for found in before.values() if "tuned" in found), default=0)
         described = {name: scenarios[name].described() for name in names}
         report.keep(report.data.get("scenarios", {}) | described, "scenarios")
         report.keep(self._found, "encoders")
 
     def run(self) -> None:
         """Take all turns, those that begin in time."""
-        turns = range(self._first_turn, self._effort.n_turns)
-        progress = Progress(len(self._groups), {turn: self._n_tokens(turn) for turn in turns})
-        for turn in turns:
+        left = {turn: self._left_in(turn) for turn in range(self._effort.n_turns)}
+        progress = Progress({turn: (len(groups), self._n_tokens(turn)) for turn, groups in left.items()})
+        for turn, groups in left.items():
+            if not groups:
+                continue
             others = others_cpus()
-            groups = self._groups[:: 1 if turn % 2 == 0 else -1]
+            groups = groups[:: 1 if turn % 2 == 0 else -1]
             if turn == 0:  # float32 first: the others' outputs are compared with those
                 groups.sort(key=lambda rows: rows[0].precision != "fp32")
             for rows in groups:
@@ -221,6 +222,10 @@ class Contest:
                 self._report.keep(self._found, "encoders")
             if others:
                 self._report.keep([*self._report.data.get("cpus_used_by_others", []), others()], "cpus_used_by_others")
+
+    def _left_in(self, turn: int) -> list[list[Row]]:
+        """Return the encoders that have not taken a turn, in a benchmark that was stopped, or ever."""
+        return [rows for rows in self._groups if len(self._found[rows[0].label].get("cold_start_s", ())) <= turn]
 
     def _take_turn(self, rows: Sequence[Row], turn: int) -> None:
         """Start an encoder and run it on every scenario of this turn."""
@@ -351,11 +356,17 @@ class Contest:
 
 
 class Progress:
-    """Estimates the time that is left, from what was done so far."""
+    """Estimates the time that is left, from what was done so far.
 
-    def __init__(self, n_encoders: int, work: Mapping[int, float]) -> None:
+    Parameters
+    ----------
+    work : by turn, how many encoders take it, and how much each has to do in it
+    """
+
+    def __init__(self, work: Mapping[int, tuple[int, float]]) -> None:
         self._start, self._done = time.perf_counter(), 0.0
-        self._work, self._all = work, n_encoders * sum(work.values())
+        self._work = {turn: tokens for turn, (_, tokens) in work.items()}
+        self._all = sum(n_encoders * tokens for n_encoders, tokens in work.values())
 
     def step(self, turn: int) -> None:
         """Count an encoder's turn as done."""

@@ -1,7 +1,8 @@
-"""The CPU session: one ONNX Runtime session that encodes micro-batches one after another."""
+"""The CPU session: one ONNX Runtime session, which encodes micro-batches, and several callers' short ones together."""
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bgem3.runtime.artifact import ArtifactError, ModelSpec
+from bgem3.runtime.cpus import available_cpus
 from bgem3.runtime.native import NATIVE_GRAPH, best_kernels, library, why_unavailable
 from bgem3.runtime.packing import PackedBatch, cpu_layout, join
 from bgem3.runtime.sharing import SharedRuns
@@ -83,7 +85,10 @@ class CpuSession:
             settings = {"bgem3.kernels": kernels, "bgem3.n_threads": str(n_threads)}
             self._session = open_session(native, n_threads, settings=settings, operators=library(), profile=profile)
         self._input_names = [value.name for value in self._session.get_inputs()]
-        self._run_shared = SharedRuns(self._run_together, _may_share)
+        most_tokens = min(SHARED_TOKENS, self.token_budget)
+        # A session of one thread on four CPUs runs the queries of four callers on one each, as fast as they can be.
+        n_at_once = max(1, available_cpus() // n_threads)
+        self._shared_runs: SharedRuns[_Task, Arrays] = SharedRuns(partial(_may_share, most_tokens), n_at_once)
 
     def most_padded(self, longest: int) -> int:
         """Return how many texts of several lengths may share a micro-batch.
@@ -107,7 +112,7 @@ class CpuSession:
         The requested outputs only: ``dense`` (B, D), ``sparse`` (T,), ``multivector`` (T - B, M), float32.
         """
         if len(batch.token_ids) <= SHARED_TOKENS:
-            return self._run_shared((batch, outputs))
+            return self._shared_runs((batch, outputs), self._run_together)
         return self._run(batch, outputs)
 
     def _run_together(self, tasks: list["_Task"]) -> list[Arrays]:
@@ -134,10 +139,10 @@ class CpuSession:
 _Task = tuple[PackedBatch, tuple[Output, ...]]
 
 
-def _may_share(tasks: list[_Task], task: _Task) -> bool:
+def _may_share(most_tokens: int, tasks: list[_Task], task: _Task) -> bool:
     """Tell whether a micro-batch may run as one with others: for the same heads, and short together."""
     n_tokens = sum(len(batch.token_ids) for batch, _ in [*tasks, task])
-    return n_tokens <= SHARED_TOKENS and tasks[0][1] == task[1]
+    return n_tokens <= most_tokens and tasks[0][1] == task[1]
 
 
 def split_arrays(arrays: Arrays, batches: Sequence[PackedBatch]) -> list[Arrays]:

@@ -1,4 +1,4 @@
-"""Calls of several threads that meet share one run: those that come while it goes on wait, and make up the next."""
+"""Calls of several threads that meet share one run: those that come while others run wait, and make up the next."""
 
 import threading
 from collections.abc import Callable
@@ -10,83 +10,75 @@ Result = TypeVar("Result")
 
 
 class SharedRuns(Generic[Task, Result]):
-    """Runs one group of tasks at a time, each in the thread of one of its callers.
+    """Runs groups of tasks, each in the thread of one of its callers.
 
-    No task waits for others to come: a run starts as soon as the one before has ended, with those that are there.
+    No task waits for others to come: a run starts as soon as one before has ended, with those that are there. Nobody
+    gets another's error: where a run fails or is interrupted, those that shared it do their tasks alone.
 
     Parameters
     ----------
-    run : does a group's tasks and returns their results in order; what it raises, all of the group's callers get
     fits : tells whether a task may join a group
+    n_at_once : most groups that run at the same time
     """
 
-    def __init__(self, run: Callable[[list[Task]], list[Result]], fits: Callable[[list[Task], Task], bool]) -> None:
-        self._run, self._fits = run, fits
-        self._lock = threading.Lock()
-        self._is_busy = False
+    def __init__(self, fits: Callable[[list[Task], Task], bool], n_at_once: int = 1) -> None:
+        self._fits, self._n_at_once = fits, n_at_once
+        self._changed = threading.Condition()
         self._waiting: list[_Call[Task, Result]] = []
+        self._running: list[_Call[Task, Result]] = []  # those whose threads run a group
 
-    def __call__(self, task: Task) -> Result:
-        """Do a task, and return its result."""
+    def __call__(self, task: Task, run: Callable[[list[Task]], list[Result]]) -> Result:
+        """Return a task's result.
+
+        Parameters
+        ----------
+        run : does a group's tasks and returns their results in order; any of the group's callers' may be taken
+        """
         call: _Call[Task, Result] = _Call(task)
-        with self._lock:
-            self._waiting.append(call)
-            if not self._is_busy:
-                self._is_busy = True
-                self._appoint()
         try:
-            call.turn.wait()
-        except BaseException:  # an interrupt; the others still count on a group that this thread was to run
-            with self._lock:
-                if call in self._waiting:
-                    self._waiting.remove(call)
-            self._lead(call.group)
-            raise
-        self._lead(call.group)
-        if call.error is not None:
-            raise call.error
-        return call.results[0]
+            with self._changed:
+                self._waiting.append(call)
+                self._changed.wait_for(lambda: call.is_done or (not call.is_taken and self._has_room()))
+                if not call.is_done:
+                    self._take_along(call)
+            if call.group:
+                results = run([member.task for member in call.group])
+                for member, result in zip(call.group, results, strict=True):
+                    member.results.append(result)
+        except Exception:
+            if len(call.group) == 1:
+                raise
+        finally:  # after an interrupt, too
+            with self._changed:
+                for calls in (self._waiting, self._running):
+                    if call in calls:
+                        calls.remove(call)
+                for member in call.group:
+                    member.is_done = True
+                self._changed.notify_all()
+        return call.results[0] if call.results else run([task])[0]
 
-    def _appoint(self) -> None:
-        """Let the first call that waits run those that fit it, in their order; nobody is busy if none waits."""
-        group: list[_Call[Task, Result]] = []
-        for call in self._waiting:
-            if not group or self._fits([other.task for other in group], call.task):
-                group.append(call)
-        self._waiting = [call for call in self._waiting if call not in group]
-        self._is_busy = bool(group)
-        if group:
-            group[0].group = group
-            group[0].turn.set()
+    def _has_room(self) -> bool:
+        return len(self._running) < self._n_at_once
 
-    def _lead(self, group: "list[_Call[Task, Result]]") -> None:
-        """Run a group, if there is one; appoint the next."""
-        if not group:
-            return
-        again: list[_Call[Task, Result]] = []
-        try:
-            results = self._run([call.task for call in group])
-            for call, result in zip(group, results, strict=True):
-                call.results.append(result)
-        except Exception as error:
-            for call in group:
-                call.error = error
-        except BaseException as interrupt:  # of this thread alone
-            group[0].error = interrupt
-            group, again = group[:1], group[1:]
-        with self._lock:
-            self._waiting[:0] = again
-            self._appoint()
-        for call in group:
-            call.turn.set()
+    def _take_along(self, call: "_Call[Task, Result]") -> None:
+        """Let a call's thread run its task, and those of the calls that wait and fit it, in their order."""
+        self._running.append(call)
+        call.group.append(call)
+        for other in self._waiting:
+            if other is not call and self._fits([member.task for member in call.group], other.task):
+                call.group.append(other)
+        for member in call.group:
+            member.is_taken = True
+            self._waiting.remove(member)
 
 
 @dataclass(eq=False)
 class _Call(Generic[Task, Result]):
-    """A caller's task, its result or error, and the group that it is to run when its turn comes."""
+    """A caller's task, what became of it, and the calls that its thread runs."""
 
     task: Task
-    turn: threading.Event = field(default_factory=threading.Event)
-    group: "list[_Call[Task, Result]]" = field(default_factory=list)
+    is_taken: bool = False
+    is_done: bool = False
     results: list[Result] = field(default_factory=list)
-    error: BaseException | None = None
+    group: "list[_Call[Task, Result]]" = field(default_factory=list)

@@ -1,6 +1,6 @@
 """How good int8 is on real texts: embeddings and rankings beside float32, and beside one scale for each tensor.
 
-usage: python scripts/eval_int8.py --checkpoint FOLDER FILE [FILE ...] [--checkpoint ...] [--output JSON]
+usage: python scripts/eval_int8.py --checkpoint FOLDER FILE [FILE ...] [--checkpoint ...] [--n-passages N] [--output O]
 
 Each checkpoint is exported and evaluated twice: as it is, and with outlier channels (`add_outliers.py`). Beside int8
 stands ONNX Runtime's own dynamic quantization of the float32 graph: one scale for each activation tensor, one for each

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +142,24 @@ def test_a_benchmark_that_was_stopped_goes_on(
         contest(random_artifact, resume=True, **options)
 
 
+def test_an_encoder_that_joins_later_takes_the_turns_that_the_others_have_taken(
+    random_artifact: Path,
+    random_checkpoint: Path,
+    workers: type[FakeWorker],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    options: dict[str, Any] = {"precision": "fp32", "output": tmp_path / "report.json", "work": tmp_path / "work"}
+    options |= {"scenarios": ["query 16", "mix"], "checkpoint": random_checkpoint, "cell_limit": 1e9}
+    monkeypatch.setattr(Effort, "quick", lambda self: replace(self, n_turns=2))
+    contest(random_artifact, **options)
+    report = contest(random_artifact, peers=["flagembedding-fp32"], resume=True, **options)
+    for found in report["encoders"].values():
+        assert len(found["cold_start_s"]) == 2
+        assert len(found["scenarios"]["mix"]["seconds"]) == 2
+    assert [kind for kind, request in workers.asked if "load" in request] == ["bgem3"] * 2 + ["flagembedding"] * 2
+
+
 def test_what_computes_something_else_is_not_timed_and_fails(
     random_artifact: Path, random_checkpoint: Path, workers: type[FakeWorker]
 ) -> None:
@@ -207,7 +226,7 @@ def test_agreement_looks_at_all_heads() -> None:
 def test_the_time_that_is_left_follows_from_what_was_done(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
     monkeypatch.setattr("time.perf_counter", lambda: now[0])
-    progress = Progress(2, {0: 30.0, 1: 10.0})
+    progress = Progress({0: (2, 30.0), 1: (2, 10.0)})
     assert progress.left() == ""
     now[0] = 400.0
     progress.step(0)

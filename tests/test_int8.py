@@ -16,7 +16,7 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from bgem3.export import export_model, int8, quality
+from bgem3.export import export_model, int8, quality, smoothing
 from bgem3.export.calibration import sample_inputs
 from bgem3.export.checkpoint import Checkpoint, load_checkpoint
 from bgem3.export.cpu_graph import build_cpu_graph, build_probe
@@ -177,6 +177,40 @@ def test_fitted_smoothing_beats_smoothquant_where_channels_are_off_centre_and_so
     assert 2 * errors[0] < errors[1] < errors[2]
 
 
+@pytest.mark.parametrize(("group", "zero_point"), [("layer.0.qkv", 128), ("layer.0.output", 64)])
+def test_smoothing_is_fitted_to_blocks_of_rows_or_to_whole_rows_as_their_share_says(
+    monkeypatch: pytest.MonkeyPatch, group: str, zero_point: int
+) -> None:
+    rng = np.random.default_rng(0)
+    rows = rng.standard_normal((200, 256)).astype(np.float32) * np.repeat([10, 1], 128).astype(np.float32)
+    if zero_point == 64:
+        rows = np.maximum(rows, -0.3 * np.abs(rows))
+    weight = rng.standard_normal((256, 48)).astype(np.float32)
+    sensitivity = np.ones(48, np.float32)
+
+    def errors() -> tuple[float, float]:
+        factors = fit_smoothing(rows, weight, sensitivity, zero_point=zero_point, is_shifted=False).factors
+        smoothed = (rows / factors).astype(np.float32)
+        blocks = smoothed.reshape(200, 2, 128)
+        steps = np.ptp(blocks, axis=2, keepdims=True) / 255
+        in_blocks = (np.rint(blocks / steps) * steps).reshape(200, 256)
+        found = [
+            np.square((rounded - smoothed) @ (weight * factors[:, None])).mean()
+            for rounded in (in_blocks, dequantized_rows(smoothed, group))
+        ]
+        return float(found[0]), float(found[1])
+
+    monkeypatch.setattr(smoothing, "WEIGHT_SHARE", 0.0)
+    of_share = {}
+    for share in (0.0, 1.0):
+        monkeypatch.setattr(smoothing, "WHOLE_ROW_SHARE", share)
+        of_share[share] = errors()
+    assert of_share[0.0][0] < of_share[1.0][0]
+    assert of_share[1.0][1] < of_share[0.0][1]
+    zero_point = 192 - zero_point  # the other one
+    assert errors()[1] > of_share[1.0][1], "the zero point counts"
+
+
 def test_sensitivities_are_of_every_projection_and_highest_where_the_sparse_head_reads(checkpoint: Checkpoint) -> None:
     sensitivities = output_sensitivities(checkpoint, [SENTENCES[3]])
     assert set(sensitivities) == {part for group in groups(checkpoint.spec) for part in parts(group)}
@@ -305,6 +339,7 @@ def test_outlier_channels_pass_the_gate_and_fail_it_with_one_scale_for_each_tens
     evaluation.quantize_tensors(tmp_path / "artifact")
     pairs = [pair for topic in demo_pairs() for pair in topic]
     entries = [{"questions": [question], "context": passage} for question, passage in pairs]
+    entries[0]["questions"] = ["Who is open early?", pairs[0][0], "When?"]
     (tmp_path / "texts.json").write_text(json.dumps(entries), encoding="utf-8")
     report = evaluation.evaluate(tmp_path / "artifact", tmp_path / "texts.json", len(entries))
     assert report["int8"]["dense_min_cosine"] >= quality.BOUNDS["dense_min_cosine"]

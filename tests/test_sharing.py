@@ -1,14 +1,20 @@
 """Calls that share a run, with tasks that wait to be let go."""
 
+import gc
 import threading
+import time
+import weakref
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from bgem3.runtime import BGEM3Model
+from bgem3.runtime.cpus import available_cpus
 from bgem3.runtime.packing import PackedBatch, join
-from bgem3.runtime.session import SHARED_TOKENS, Arrays, Output
+from bgem3.runtime.session import SHARED_TOKENS, Arrays, CpuSession, Output
 from bgem3.runtime.sharing import SharedRuns
 
 SECONDS = 60
@@ -17,91 +23,121 @@ SECONDS = 60
 class Runs:
     """Keeps the groups it is given, holds the first one until it is let go, and doubles numbers."""
 
-    def __init__(self) -> None:
+    def __init__(self, n_at_once: int = 1) -> None:
         self.groups: list[list[int]] = []
         self.has_begun, self.may_end = threading.Event(), threading.Event()
-        self.error: BaseException | None = None
-        self.shared = SharedRuns(self.run, lambda group, task: (sum(group) + task <= 10) and task != 7)
+        self.errors: dict[int, BaseException] = {}  # by the number of the group
+        self.shared: SharedRuns[int, int] = SharedRuns(
+            lambda group, task: sum(group) + task <= 10 and task != 7, n_at_once
+        )
 
     def run(self, tasks: list[int]) -> list[int]:
         self.groups.append(tasks)
+        number = len(self.groups)
         self.has_begun.set()
         assert self.may_end.wait(SECONDS)
-        if self.error is not None and len(self.groups) == 2:
-            raise self.error
+        if number in self.errors:
+            raise self.errors[number]
         return [2 * task for task in tasks]
 
-    def call(self, pool: ThreadPoolExecutor, tasks: list[int]) -> list[Future[int]]:
+    def call(self, task: int) -> int:
+        return self.shared(task, self.run)
+
+    def start(self, pool: ThreadPoolExecutor, tasks: list[int]) -> list[Future[int]]:
         """Start the first task; when it runs, the others, one after another; then let them go."""
-        futures = [pool.submit(self.shared, tasks[0])]
+        futures = [pool.submit(self.call, tasks[0])]
         assert self.has_begun.wait(SECONDS)
         for i, task in enumerate(tasks[1:], 1):
-            futures.append(pool.submit(self.shared, task))
-            while len(self.shared._waiting) < i:
-                threading.Event().wait(0.001)
+            futures.append(pool.submit(self.call, task))
+            wait_until(lambda n=i: len(self.shared._waiting) == n)  # type: ignore[misc]
         self.may_end.set()
         return futures
+
+
+def wait_until(is_so: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + SECONDS
+    while not is_so():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
 
 
 def test_tasks_that_come_during_a_run_make_up_the_next_one_as_far_as_they_fit() -> None:
     runs = Runs()
     with ThreadPoolExecutor(8) as pool:
-        futures = runs.call(pool, [1, 2, 3, 7, 4, 6, 5])
+        futures = runs.start(pool, [1, 2, 3, 7, 4, 6, 5])
         assert [future.result(SECONDS) for future in futures] == [2, 4, 6, 14, 8, 12, 10]
-    assert runs.groups == [[1], [2, 3, 4], [7], [6], [5]]
-    assert runs.shared(9) == 18, "the next one finds nobody busy"
+    first, *others = runs.groups
+    assert first == [1]
+    # Whoever of those that wait wakes up first takes along what fits it.
+    assert sorted(task for group in others for task in group) == [2, 3, 4, 5, 6, 7]
+    assert all(sum(group) <= 10 and (len(group) == 1 or 7 not in group) for group in others)
+    assert max(map(len, others)) > 1
+    assert runs.call(9) == 18, "the next one finds nobody busy"
 
 
-def test_an_error_reaches_all_that_shared_the_run_and_nobody_else() -> None:
-    runs = Runs()
-    runs.error = RuntimeError("spilt")
+def test_as_many_groups_run_at_once_as_may() -> None:
+    runs = Runs(n_at_once=2)
     with ThreadPoolExecutor(8) as pool:
-        first, *together, after = runs.call(pool, [1, 2, 3, 9])
-        assert first.result(SECONDS) == 2
-        for future in together:
-            with pytest.raises(RuntimeError, match="spilt"):
-                future.result(SECONDS)
-        assert after.result(SECONDS) == 18
+        futures = [pool.submit(runs.call, task) for task in (1, 2)]
+        wait_until(lambda: len(runs.groups) == 2)
+        futures += [pool.submit(runs.call, task) for task in (3, 4)]
+        wait_until(lambda: len(runs.shared._waiting) == 2)
+        runs.may_end.set()
+        assert [future.result(SECONDS) for future in futures] == [2, 4, 6, 8]
 
 
-def test_an_interrupt_of_the_thread_that_runs_leaves_the_others_their_results() -> None:
+def test_a_task_that_fails_alone_raises() -> None:
     runs = Runs()
-    runs.error = KeyboardInterrupt()
+    runs.may_end.set()
+    runs.errors[1] = RuntimeError("spilt")
+    with pytest.raises(RuntimeError, match="spilt"):
+        runs.call(1)
+    assert runs.call(2) == 4
+
+
+def test_those_that_shared_a_run_that_failed_do_their_tasks_alone() -> None:
+    runs = Runs()
+    runs.errors[2] = RuntimeError("spilt")
     with ThreadPoolExecutor(8) as pool:
-        first, interrupted, *others = runs.call(pool, [1, 2, 3, 4])
-        assert first.result(SECONDS) == 2
-        with pytest.raises(KeyboardInterrupt):
-            interrupted.result(SECONDS)
-        assert [future.result(SECONDS) for future in others] == [6, 8]
-    assert runs.groups == [[1], [2, 3, 4], [3, 4]]
+        futures = runs.start(pool, [1, 2, 3])
+        assert [future.result(SECONDS) for future in futures] == [2, 4, 6]
+    assert [sorted(group) for group in runs.groups[:2]] == [[1], [2, 3]]
+    assert sorted(runs.groups[2:]) == [[2], [3]]
 
 
-@pytest.mark.parametrize("is_leading", [False, True])
-def test_an_interrupt_while_waiting_leaves_the_others_their_results(
-    monkeypatch: pytest.MonkeyPatch, is_leading: bool
-) -> None:
+def test_an_interrupt_of_the_thread_that_runs_is_its_own() -> None:
     runs = Runs()
-    wait, main = threading.Event.wait, threading.current_thread()
+    runs.errors[2] = KeyboardInterrupt()
+    with ThreadPoolExecutor(8) as pool:
+        futures = runs.start(pool, [1, 2, 3, 4])
+        errors = [future.exception(SECONDS) for future in futures]
+    assert [type(error) for error in errors if error] == [KeyboardInterrupt]
+    assert [future.result() for future in futures if not future.exception()] == [
+        2 * task for task, error in zip([1, 2, 3, 4], errors, strict=True) if not error
+    ]
+    assert runs.call(5) == 10
 
-    def interrupted(event: threading.Event, timeout: float | None = None) -> bool:
-        if threading.current_thread() is main and timeout is None:
-            if is_leading:
-                runs.may_end.set()
-                assert wait(event, SECONDS)
+
+def test_an_interrupt_while_waiting_leaves_the_others_their_results(monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = Runs()
+    wait_for, main = threading.Condition.wait_for, threading.current_thread()
+
+    def interrupted(condition: threading.Condition, predicate: Callable[[], bool]) -> bool:
+        if threading.current_thread() is main:
             raise KeyboardInterrupt
-        return wait(event, timeout)
+        return wait_for(condition, predicate)
 
     with ThreadPoolExecutor(8) as pool:
-        first = pool.submit(runs.shared, 1)
+        first = pool.submit(runs.call, 1)
         assert runs.has_begun.wait(SECONDS)
-        monkeypatch.setattr(threading.Event, "wait", interrupted)
+        monkeypatch.setattr(threading.Condition, "wait_for", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            runs.shared(2)
+            runs.call(2)
         monkeypatch.undo()
         runs.may_end.set()
         assert first.result(SECONDS) == 2
-        assert pool.submit(runs.shared, 3).result(SECONDS) == 6
-    assert runs.groups == ([[1], [2], [3]] if is_leading else [[1], [3]])
+        assert runs.call(3) == 6
+    assert runs.groups == [[1], [3]]
 
 
 def test_joined_micro_batches_are_the_ones_they_were_joined_of() -> None:
@@ -119,26 +155,62 @@ def test_joined_micro_batches_are_the_ones_they_were_joined_of() -> None:
 
 
 def test_queries_of_many_threads_share_passes_and_keep_their_values(
-    random_model: BGEM3Model, monkeypatch: pytest.MonkeyPatch
+    random_artifact: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     queries = [[f"query number {i} " + "word " * (i % 5)] for i in range(24)]
-    alone = [random_model.encode(query) for query in queries]
-    sizes: list[int] = []
-    run = random_model._session._run  # type: ignore[union-attr]
+    with BGEM3Model.load(random_artifact, "cpu", n_threads=available_cpus()) as model:
+        alone = [model.encode(query) for query in queries]
+        session = model._session
+        assert isinstance(session, CpuSession)
+        sizes: list[int] = []
+        run, may_go_on = session._run, threading.Event()
 
-    def counted(batch: PackedBatch, outputs: tuple[Output, ...]) -> Arrays:
-        sizes.append(len(batch.text_index))
-        assert len(batch.token_ids) <= SHARED_TOKENS
-        return run(batch, outputs)
+        def counted(batch: PackedBatch, outputs: tuple[Output, ...]) -> Arrays:
+            sizes.append(len(batch.text_index))
+            assert len(batch.token_ids) <= SHARED_TOKENS
+            assert may_go_on.wait(SECONDS)
+            return run(batch, outputs)
 
-    monkeypatch.setattr(random_model._session, "_run", counted)
-    with ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(random_model.encode, queries))
-        dense = list(pool.map(lambda query: random_model.encode(query, outputs=["dense"]), queries))
+        monkeypatch.setattr(session, "_run", counted)
+        with ThreadPoolExecutor(8) as pool:
+            found = [pool.submit(model.encode, query) for query in queries]
+            wait_until(lambda: len(session._shared_runs._waiting) == 7)
+            may_go_on.set()
+            dense = list(pool.map(lambda query: model.encode(query, outputs=["dense"]), queries))
     assert sum(sizes) == 48
     assert max(sizes) > 1
-    for ours, expected, of_dense in zip(found, alone, dense, strict=True):
-        np.testing.assert_allclose(ours.dense, expected.dense, atol=1e-5)
-        np.testing.assert_allclose(of_dense.dense, expected.dense, atol=1e-5)
-        np.testing.assert_allclose(ours.multivector.packed, expected.multivector.packed, atol=1e-5)
-        assert abs(ours.sparse - expected.sparse).max() <= 1e-5
+    for future, expected, of_dense in zip(found, alone, dense, strict=True):
+        ours = future.result()
+        np.testing.assert_array_equal(ours.dense, expected.dense)
+        np.testing.assert_array_equal(of_dense.dense, expected.dense)
+        np.testing.assert_array_equal(ours.multivector.packed, expected.multivector.packed)
+        assert abs(ours.sparse - expected.sparse).max() == 0
+
+
+def test_a_token_budget_bounds_what_callers_share(random_artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with BGEM3Model.load(random_artifact, "cpu", n_threads=available_cpus(), token_budget=20) as model:
+        session = model._session
+        assert isinstance(session, CpuSession)
+        sizes: list[tuple[int, int]] = []
+        run = session._run
+
+        def counted(batch: PackedBatch, outputs: tuple[Output, ...]) -> Arrays:
+            sizes.append((len(batch.text_index), len(batch.token_ids)))
+            return run(batch, outputs)
+
+        monkeypatch.setattr(session, "_run", counted)
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(model.encode, [["five words and no more"]] * 16))
+    assert all(n_texts == 1 or n_tokens <= 20 for n_texts, n_tokens in sizes)
+
+
+def test_a_model_that_nobody_holds_gives_its_session_back_at_once(random_artifact: Path) -> None:
+    model = BGEM3Model.load(random_artifact, "cpu")
+    model.encode(["one text"])
+    session = weakref.ref(model._session)
+    gc.disable()
+    try:
+        del model
+        assert session() is None
+    finally:
+        gc.enable()

@@ -12,7 +12,7 @@ enum {
     MAX_ROWS = 6,           /* rows of a register tile */
     ROWS_PER_TASK = 48,     /* rows that share one pass over the weights */
     MAX_INPUTS = 8192,      /* K */
-    INPUTS_PER_BLOCK = 128, /* of a quantized row, that share a scale */
+    INPUTS_PER_BLOCK = 128, /* of a quantized row, that share a scale and a zero point */
     MAX_HEAD_SIZE = 128,    /* dimensions of an attention head */
     KEYS_PER_BLOCK = 256,
     QUERIES_PER_TASK = 192,
@@ -67,7 +67,7 @@ struct kernels {
     const char *name;
     int64_t panel_width; /* columns of weight that lie together */
     bool (*is_supported)(void);
-    /* Lay a weight (K, N) out in panels of zeros, and sum its columns; false if there is no memory. */
+    /* Lay a weight (K, N) out in panels, and sum its columns block by block; false if there is no memory. */
     bool (*pack)(const void *weight, struct product *product);
     void (*multiply)(const struct product *, const struct product_task *, void *scratch);
     void (*attend)(const struct attention *, const struct attention_task *, void *scratch);
@@ -75,7 +75,8 @@ struct kernels {
 
 extern const struct kernels avx512vnni_kernels, avx2_kernels, portable_kernels;
 
-/* A block's step is a whole number of the row's units: 1 to this many. Sums fit int32: it times K * 255 * 128 does. */
+/* A block's step is a whole number of the row's units: 1 to this many. Sums fit int32, since it times K * 255 * 128 does,
+and a factor times a zero point fits int16. */
 static inline int32_t largest_factor(int64_t n_inputs) { return n_inputs > 1024 ? (1 << 16) / n_inputs : 64; }
 
 static inline int64_t divide_up(int64_t n, int64_t by) { return (n + by - 1) / by; }

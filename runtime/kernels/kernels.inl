@@ -280,9 +280,9 @@ static struct range block_range(const struct product *product, const float *row,
     return (struct range){-largest_of(-least), largest_of(largest)};
 }
 
-/* Quantize a row (K) block by block; return its unit. A block's range has the 255 steps of uint8, from its zero point on.
-A step is a whole number of units, the block's factor: so products times factors are whole numbers as well, and their
-sums, which fit int32, are exact. */
+/* Quantize a row (K) block by block; return its unit. A block's range, 0 included, has all 255 steps of uint8; its zero
+point is the level of 0. A step is a whole number of units, the block's factor: so products times factors are whole
+numbers as well, and their sums, which fit int32, are exact. */
 static float quantize_row(const struct product *product, const float *row, const struct strip *strip, int64_t place) {
     struct range ranges[MAX_INPUTS / INPUTS_PER_BLOCK];
     float widest = SMALLEST_RANGE;
@@ -299,7 +299,8 @@ static float quantize_row(const struct product *product, const float *row, const
         factor += factor < ratio && factor < most;
         factor += factor == 0;
         float inverse = 1 / (factor * unit);
-        float zero_point = round_to_whole(all(-ranges[block].least * inverse))[0];
+        floats level = round_to_whole(all(-ranges[block].least * inverse));
+        float zero_point = minimum(maximum(level, all(0)), all(255))[0]; /* it is, of finite values */
         strip->factors[block * LANES + place] = factor | factor << 16;
         strip->offsets[(block / 2 * MAX_ROWS + place) * 2 + block % 2] = factor * (int32_t)zero_point;
         for (int64_t k = start; k < block_stop(start, n_inputs); k += LANES) {
@@ -323,8 +324,8 @@ static void start_sums(const struct product *product, const struct strip *strip,
             ints weights;
             memcpy(&weights, block_sums + (pair * WIDTH + j * LANES) * 2, sizeof weights);
             for (int i = 0; i < MAX_ROWS; i++) {
-                ints of_row = all_groups(strip->offsets + (pair * MAX_ROWS + i) * 2);
-                offsets[i][j] = add_pairs(offsets[i][j], weights, of_row);
+                ints of_blocks = all_groups(strip->offsets + (pair * MAX_ROWS + i) * 2);
+                offsets[i][j] = add_pairs(offsets[i][j], weights, of_blocks);
             }
         }
     for (int i = 0; i < MAX_ROWS; i++)
