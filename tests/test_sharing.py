@@ -28,7 +28,7 @@ class Runs:
         self.has_begun, self.may_end = threading.Event(), threading.Event()
         self.errors: dict[int, BaseException] = {}  # by the number of the group
         self.shared: SharedRuns[int, int] = SharedRuns(
-            lambda group, task: sum(group) + task <= 10 and task != 7, n_at_once
+            lambda group, task: sum(group) + task <= 10 and 7 not in [*group, task], n_at_once
         )
 
     def run(self, tasks: list[int]) -> list[int]:
