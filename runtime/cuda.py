@@ -40,6 +40,7 @@ from bgem3.runtime.session import (
     import_onnxruntime,
     make_session,
     onnxruntime_errors,
+    output_rows,
     output_shapes,
 )
 from bgem3.runtime.tokenizer import TokenizedTexts
@@ -223,7 +224,7 @@ class CudaSession:
             graph = _CapturedGraph(self._session, len(self._graphs), self._device_id, feeds, outputs, shapes)
             self._graphs[length, outputs] = graph
         arrays = graph.run(feeds)
-        n_rows = {name: shape[0] for name, shape in output_shapes(self._spec, 1, n_tokens).items()}
+        n_rows = output_rows(1, n_tokens)
         return {name: arrays[name][: n_rows[name]] for name in outputs}
 
     def _worker_binding(self) -> Any:

@@ -85,10 +85,10 @@ class CpuSession:
             settings = {"bgem3.kernels": kernels, "bgem3.n_threads": str(n_threads)}
             self._session = open_session(native, n_threads, settings=settings, operators=library(), profile=profile)
         self._input_names = [value.name for value in self._session.get_inputs()]
-        most_tokens = min(SHARED_TOKENS, self.token_budget)
+        self._shared_tokens = min(SHARED_TOKENS, self.token_budget)
         # A session of one thread on four CPUs runs the queries of four callers on one each, as fast as they can be.
         n_at_once = max(1, available_cpus() // n_threads)
-        self._shared_runs: SharedRuns[_Task, Arrays] = SharedRuns(partial(_may_share, most_tokens), n_at_once)
+        self._shared_runs: SharedRuns[_Task, Arrays] = SharedRuns(partial(_may_share, self._shared_tokens), n_at_once)
 
     def most_padded(self, longest: int) -> int:
         """Return how many texts of several lengths may share a micro-batch.
@@ -111,7 +111,7 @@ class CpuSession:
         -------
         The requested outputs only: ``dense`` (B, D), ``sparse`` (T,), ``multivector`` (T - B, M), float32.
         """
-        if len(batch.token_ids) <= SHARED_TOKENS:
+        if len(batch.token_ids) <= self._shared_tokens:
             return self._shared_runs((batch, outputs), self._run_together)
         return self._run(batch, outputs)
 
@@ -149,18 +149,24 @@ def split_arrays(arrays: Arrays, batches: Sequence[PackedBatch]) -> list[Arrays]
     """Return each micro-batch's part of the arrays of all of them together."""
     n_texts = np.array([len(batch.text_index) for batch in batches])
     n_tokens = np.array([len(batch.token_ids) for batch in batches])
-    n_rows = {"dense": n_texts, "sparse": n_tokens, "multivector": n_tokens - n_texts}
+    n_rows = output_rows(n_texts, n_tokens)
     parts = {name: np.split(values, np.cumsum(n_rows[name])[:-1]) for name, values in arrays.items()}
     return [{name: of_batch[i] for name, of_batch in parts.items()} for i in range(len(batches))]
 
 
+def output_rows(n_texts: Any, n_tokens: Any) -> dict[Output, Any]:
+    """Return the rows of each output for B texts of T tokens together; for arrays of both, arrays."""
+    return {"dense": n_texts, "sparse": n_tokens, "multivector": n_tokens - n_texts}
+
+
 def output_shapes(spec: ModelSpec, n_texts: int, n_tokens: int) -> dict[Output, tuple[int, ...]]:
     """Return the shape of each output for B texts of T tokens together."""
-    return {
-        "dense": (n_texts, spec.hidden_size),
-        "sparse": (n_tokens,),
-        "multivector": (n_tokens - n_texts, spec.multivector_size),
+    width: dict[Output, tuple[int, ...]] = {
+        "dense": (spec.hidden_size,),
+        "sparse": (),
+        "multivector": (spec.multivector_size,),
     }
+    return {name: (n, *width[name]) for name, n in output_rows(n_texts, n_tokens).items()}
 
 
 def product_settings(path: Path) -> dict[str, str]:

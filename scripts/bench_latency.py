@@ -15,7 +15,7 @@ from bgem3.runtime.cli import main
 
 if __name__ == "__main__":
     options = sys.argv[1:]
-    work = options[options.index("--work") + 1] if "--work" in options else "benchmarks/work"
+    work = options[options.index("--work") + 1] if "--work" in options else "benchmarks/scratch"
     defaults = ["--peers", "all", "--environments", str(Path(work) / "environments"), "--work", work]
     defaults += ["--precisions", "int8", "fp32", "fp16", "--parts", "matrix_rate", "breakdown", "scenarios"]
     defaults += ["--output", "benchmarks/cpu.json"]
