@@ -9,7 +9,7 @@ CHECKPOINT ?=
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help setup demo test test-full test-gpu lint types bench bench-gpu render docs clean
+.PHONY: help setup demo test test-full test-stress test-gpu lint types bench bench-gpu render docs clean
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 12
 
@@ -25,10 +25,13 @@ demo: setup ## checkpoint -> export -> four scores, on a small built-in checkpoi
 	$(BIN)/python scripts/demo.py $(CHECKPOINT)
 
 test: setup ## the tests
-	$(BIN)/python -m pytest -m "not full and not gpu"
+	$(BIN)/python -m pytest -m "not full and not gpu and not stress"
 
 test-full: setup ## the tests that need a full-size model (10 GB of disk, 8 GB of memory, half an hour)
 	$(BIN)/python -m pytest -m full
+
+test-stress: setup ## races, kills and interrupts, hundreds of times (about ten minutes)
+	$(BIN)/python -m pytest -m stress
 
 test-gpu: setup ## the tests that need a CUDA device (make clean first, then DEVICE=gpu)
 	$(BIN)/python -m pytest -m gpu
