@@ -119,7 +119,9 @@ class Worker:
         # A second thread of NumPy's would spin beside those of ONNX Runtime, and slow bge-m3-lite down.
         variables |= {"OPENBLAS_NUM_THREADS": "1"}
         program = (
-            ["-m", "bgem3.runtime.bench_worker"] if kind == OURS else ["-I", "-c", BOOT, str(Path(__file__).parent)]
+            ["-m", "bgem3.runtime.bench_worker"]
+            if not PEERS[kind].environment
+            else ["-I", "-c", BOOT, str(Path(__file__).parent)]
         )
         self._log = log
         self.started = time.perf_counter()

@@ -16,6 +16,7 @@ import numpy as np
 import onnxruntime
 
 from bgem3.runtime import cuda
+from bgem3.runtime.bench_peer_files import cpu_flags
 from bgem3.runtime.bench_report import attempt, is_missing, not_run
 from bgem3.runtime.device import device_number
 
@@ -25,6 +26,8 @@ SHAPES = {
     "cuda": [(16384, 1024, 4096), (8192, 8192, 8192)],
 }
 """Matrix products (m, k, n) that are timed: (m, k) x (k, n)."""
+INSTRUCTION_SETS = {"avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "avx512_fp16", "amx_int8", "amx_bf16"}
+"""CPU flags that decide which matrix products a library takes."""
 
 
 def environment(device: str, n_threads: int) -> dict[str, Any]:
@@ -32,6 +35,7 @@ def environment(device: str, n_threads: int) -> dict[str, Any]:
     described: dict[str, Any] = {
         "device": device,
         "processor": processor_name(),
+        "instruction_sets": sorted(INSTRUCTION_SETS & cpu_flags()),
         "n_threads": n_threads,
         "platform": platform.platform(),
         "python": platform.python_version(),

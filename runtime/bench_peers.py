@@ -85,8 +85,24 @@ def open_bgem3(settings: Settings, variant: str) -> Encode:
     BGEM3Model = importlib.import_module("bgem3.runtime").BGEM3Model  # noqa: N806
     options = {"cuda_graphs": True} if variant else {}
     load = (settings["artifact"], settings["device"], settings["precision"], settings["threads"])
-    model = BGEM3Model.load(*load, **options)
+    return _encode_bgem3(BGEM3Model.load(*load, **options))
 
+
+def open_bgem3_kernels(kernels: str, settings: Settings, _: str) -> Encode:
+    """Load an artifact with the named CPU kernels, whichever bgem3 would choose; RuntimeError if the CPU lacks them."""
+    model, artifact, device = (
+        importlib.import_module(f"bgem3.runtime.{name}") for name in ("model", "artifact", "device")
+    )
+    opened = artifact.read_artifact(settings["artifact"])
+    options = {"precision": settings["precision"], "n_threads": settings["threads"], "kernels": kernels}
+    try:
+        session = device.open_encoder(opened, device="cpu", **options)
+    except artifact.ArtifactError as error:
+        raise RuntimeError(f"the kernels {kernels!r} cannot be loaded: {error}") from None
+    return _encode_bgem3(model.BGEM3Model(opened, session))
+
+
+def _encode_bgem3(model: Any) -> Encode:
     def encode(texts: list[str], outputs: tuple[str, ...], _: int) -> Encoded:
         found = model.encode(texts, outputs)
         return Encoded(
@@ -443,6 +459,25 @@ PEERS: dict[str, Peer] = {
         open=open_bgem3,
         files=lambda settings: list(Path(settings["artifact"], settings["precision"]).iterdir()),
     ),
+    **{
+        f"bgem3-{name}": Peer(
+            label=f"bgem3, {label}",
+            environment="",
+            packages=("bgem3", "onnxruntime", "tokenizers", "numpy"),
+            modules=("bgem3.runtime",),
+            precisions=("int8",),
+            devices=(),  # bgem3 chooses the best of them itself: measured only when named
+            needs=("artifact",),
+            batch_sizes=(1,),
+            open=partial(open_bgem3_kernels, kernels),
+            files=lambda settings: list(Path(settings["artifact"], settings["precision"]).iterdir()),
+        )
+        for name, label, kernels in (
+            ("onnxruntime", "ONNX Runtime's operators", "none"),
+            ("vnni", "AVX-512 VNNI kernels", "AVX-512 VNNI"),
+            ("avx2", "AVX2 kernels", "AVX2"),
+        )
+    },
     "flagembedding": Peer(
         label="FlagEmbedding",
         environment="flagembedding",
