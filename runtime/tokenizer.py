@@ -77,6 +77,11 @@ class TextTokenizer:
         token: str = self._tokenizer.decode([token_id], skip_special_tokens=False)
         return token
 
+    @property
+    def backend(self) -> Tokenizer:
+        """Return the tokenizers library's object; its settings must stay as they are."""
+        return self._tokenizer
+
     def check_max_length(self, max_length: int) -> None:
         """Raise TypeError or ValueError if a limit is no number of tokens within the model's range."""
         if isinstance(max_length, bool) or not isinstance(max_length, (int, np.integer)):

@@ -443,7 +443,7 @@ def test_without_onnxruntime_the_message_says_what_to_install(
         pytest.param({"truncate_dim": 97}, ValueError, ["truncate_dim must be from 1 to 96", "found 97"]),
         pytest.param({"truncate_dim": -1}, ValueError, ["truncate_dim must be from 1 to 96", "found -1"]),
         pytest.param({"truncate_dim": "9"}, ValueError, ["truncate_dim must be from 1 to 96", "found '9'"]),
-        pytest.param({"devices": ["cpu", "cpu"]}, ValueError, ["one device", r"\['cpu', 'cpu'\]", "one model on each"]),
+        pytest.param({"devices": ["cpu", 0]}, ValueError, ["one device", r"\['cpu', 0\]", "one model on each"]),
         pytest.param({"devices": []}, ValueError, ["devices must be one device", r"found \[\]"]),
         pytest.param({"devices": 1.5}, ValueError, ["devices must be one device", "found 1.5"]),
         pytest.param({"devices": "gpu"}, ValueError, [DEVICE, "found 'gpu'"]),
