@@ -11,7 +11,7 @@ from bgem3.runtime.cache import find_or_export
 from bgem3.runtime.flag_arguments import (
     Devices,
     check_fixed,
-    check_tokenizer_settings,
+    check_settings,
     stored_precision,
     target_devices,
 )
@@ -136,18 +136,14 @@ class BGEM3FlagModel:
         return_dense: bool | None = None,
         return_sparse: bool | None = None,
         return_colbert_vecs: bool | None = None,
-        *,
-        instruction: str | None = None,
-        instruction_format: str = "{}{}",
-        **tokenizer_settings: Any,
+        **settings: Any,
     ) -> dict[str, Any]:
         """Encode N texts; None means the value given to the constructor.
 
         Parameters
         ----------
-        instruction, instruction_format : put before each text; none by default
-        tokenizer_settings : keywords that FlagEmbedding hands to its tokenizer, such as ``convert_to_numpy``; taken
-            where they change no result
+        settings : ``instruction`` and ``instruction_format``, put before each text, and keywords that FlagEmbedding
+            hands to its tokenizer, such as ``convert_to_numpy``, which are taken where they change no result
 
         Returns
         -------
@@ -160,9 +156,9 @@ class BGEM3FlagModel:
         TypeError, ValueError
             As `BGEM3Model.encode`, and for a keyword that is unknown or would change results.
         """
-        check_tokenizer_settings("encode", tokenizer_settings)
-        if instruction is not None:
-            sentences = _instruct(sentences, instruction, instruction_format)
+        instruction, template = settings.pop("instruction", None), settings.pop("instruction_format", "{}{}")
+        check_settings("encode", settings)
+        sentences = _instruct(sentences, instruction, template)
         texts = check_texts([sentences] if isinstance(sentences, str) else sentences)
         defaults = (self.return_dense, self.return_sparse, self.return_colbert_vecs)
         asked = (return_dense, return_sparse, return_colbert_vecs)
@@ -190,10 +186,10 @@ class BGEM3FlagModel:
         return_dense: bool | None = None,
         return_sparse: bool | None = None,
         return_colbert_vecs: bool | None = None,
-        **tokenizer_settings: Any,
+        **settings: Any,
     ) -> dict[str, Any]:
         """Encode queries, each after the query instruction if there is one; otherwise as :meth:`encode`."""
-        check_tokenizer_settings("encode_queries", tokenizer_settings)
+        check_settings("encode_queries", settings)
         instructed = _instruct(queries, self.query_instruction_for_retrieval, self.query_instruction_format)
         max_length = self.query_max_length if max_length is None else max_length
         return self.encode(instructed, batch_size, max_length, return_dense, return_sparse, return_colbert_vecs)
@@ -206,10 +202,10 @@ class BGEM3FlagModel:
         return_dense: bool | None = None,
         return_sparse: bool | None = None,
         return_colbert_vecs: bool | None = None,
-        **tokenizer_settings: Any,
+        **settings: Any,
     ) -> dict[str, Any]:
         """Encode passages, each after the passage instruction if there is one; otherwise as :meth:`encode`."""
-        check_tokenizer_settings("encode_corpus", tokenizer_settings)
+        check_settings("encode_corpus", settings)
         instructed = _instruct(corpus, self.passage_instruction_for_retrieval, self.passage_instruction_format)
         return self.encode(instructed, batch_size, max_length, return_dense, return_sparse, return_colbert_vecs)
 
@@ -222,7 +218,7 @@ class BGEM3FlagModel:
         return_sparse: bool = False,
         return_colbert_vecs: bool = False,
         device: str | None = None,
-        **tokenizer_settings: Any,
+        **settings: Any,
     ) -> dict[str, Any]:
         """Encode as :meth:`encode`, with FlagEmbedding's defaults instead of the constructor's values.
 
@@ -235,7 +231,7 @@ class BGEM3FlagModel:
             raise ValueError(f"this model is on {self.model.device}, found device={device!r}; make one on that device")
         limit = min(DEFAULT_LENGTH, self.model.spec.max_length) if max_length is None else max_length
         wanted = (return_dense, return_sparse, return_colbert_vecs)
-        return self.encode(sentences, batch_size, limit, *wanted, **tokenizer_settings)
+        return self.encode(sentences, batch_size, limit, *wanted, **settings)
 
     def compute_score(
         self,
@@ -244,7 +240,7 @@ class BGEM3FlagModel:
         max_query_length: int | None = None,
         max_passage_length: int | None = None,
         weights_for_different_modes: Sequence[float] | None = None,
-        **tokenizer_settings: Any,
+        **settings: Any,
     ) -> dict[str, list[float]] | dict[str, float] | list[float]:
         """Score pairs; each distinct text is encoded once.
 
@@ -252,7 +248,7 @@ class BGEM3FlagModel:
         ----------
         sentence_pairs : N (query, passage) pairs, or one pair
         weights_for_different_modes : of dense, sparse and multi-vector, None for equal ones
-        tokenizer_settings : as in :meth:`encode`
+        settings : as in :meth:`encode`
 
         Returns
         -------
@@ -260,7 +256,7 @@ class BGEM3FlagModel:
         ``colbert+sparse+dense``; single floats for one pair; ``[]`` for an empty list. ``sparse+dense`` is
         NaN where the dense and sparse weights sum to 0.
         """
-        check_tokenizer_settings("compute_score", tokenizer_settings)
+        check_settings("compute_score", settings)
         is_one_pair = isinstance(sentence_pairs, (list, tuple)) and isinstance(next(iter(sentence_pairs), None), str)
         queries, passages = split_pairs([sentence_pairs] if is_one_pair else sentence_pairs)  # type: ignore[arg-type, list-item]
         if not queries:

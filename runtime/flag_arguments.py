@@ -76,7 +76,7 @@ def target_devices(devices: Devices, device: object = None) -> list[str]:
     return names
 
 
-def check_tokenizer_settings(method: str, settings: Mapping[str, object]) -> None:
+def check_settings(method: str, settings: Mapping[str, object]) -> None:
     """Raise TypeError or ValueError for a keyword of an encode method that would change results or is unknown."""
     for name, value in settings.items():
         if name not in NO_EFFECT:

@@ -17,7 +17,7 @@ CLEANED_SPACES = (
     *((" .", "."), (" ?", "?"), (" !", "!"), (" ,", ","), (" ' ", "'"), (" n't", "n't")),
     *((" 'm", "'m"), (" 's", "'s"), (" 've", "'ve"), (" 're", "'re")),
 )
-TokenIds = int | Sequence[int] | NDArray[np.integer]
+TokenIds = int | np.integer | Sequence[int] | NDArray[np.integer]
 
 
 class InnerModel(BGEM3Model):

@@ -59,7 +59,7 @@ def tokenizers(request: pytest.FixtureRequest, random_artifact: Path) -> tuple[F
     else:
         path = request.getfixturevalue("bge_m3_tokenizer")
     special_tokens = {"bos": "<s>", "eos": "</s>", "unk": "<unk>", "sep": "</s>", "pad": "<pad>", "cls": "<s>"}
-    theirs = PreTrainedTokenizerFast(
+    theirs = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_file=str(path),
         model_max_length=MAX_LENGTH,
         model_input_names=["input_ids", "attention_mask"],
@@ -289,7 +289,7 @@ def test_precision_goes_before_use_fp16(
     artifact = int8_artifact if precision == "int8" else random_artifact
     model = open_model(artifact, devices="cpu", n_threads=1, **arguments)
     assert model.model.precision == precision
-    expected = BGEM3Model.load(artifact, device="cpu", precision=precision, n_threads=1).encode(TEXTS[:3], "dense")
+    expected = BGEM3Model.load(artifact, device="cpu", precision=precision, n_threads=1).encode(TEXTS[:3], ("dense",))
     np.testing.assert_array_equal(model.encode(TEXTS[:3])["dense_vecs"], expected.dense)
 
 
