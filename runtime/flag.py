@@ -353,5 +353,5 @@ def _instruct(texts: list[str] | str, instruction: str | None, template: str) ->
         return texts
     template = template.replace("\\n", "\n")
     if isinstance(texts, str):
-        return template.format(instruction, texts)
+        return template.format(instruction, *check_texts([texts]))
     return [template.format(instruction, text) for text in check_texts(texts)]

@@ -67,8 +67,7 @@ def target_devices(devices: Devices, device: object = None) -> list[str]:
     names = [name if isinstance(name, str) else f"cuda:{name}" for name in listed]
     for name in names:
         check_device(name)
-    names = [f"cuda:{device_number(name)}" if name.startswith("cuda") else name for name in names]
-    if len(set(names)) > 1:
+    if len({(name.partition(":")[0], device_number(name)) for name in names}) > 1:
         raise ValueError(
             f"devices must be one device, found {devices!r}; to use several, make one model on each and share out "
             "the texts"

@@ -77,7 +77,7 @@ BAD_TEXTS = [
     pytest.param([["a", "b"]], TypeError, ["{one} 0 must be a str", "found list"], id="nested_list"),
     pytest.param([{"text": "a"}], TypeError, ["{one} 0 must be a str", "found dict"], id="dict_inside"),
     pytest.param(np.array([1, 2]), TypeError, ["{one} 0 must be a str", "found int64"], id="array_of_int"),
-    pytest.param(np.array([["a"]]), TypeError, ["{one} 0 must be a str", "found ndarray"], id="array_of_arrays"),
+    pytest.param(np.array([["a"]]), TypeError, ["{many} must be a list", "ndarray of shape"], id="array_of_arrays"),
     pytest.param(
         ["a", "ab\ud800c"],
         ValueError,
