@@ -249,7 +249,7 @@ def test_devices_that_cannot_be_met_are_refused_before_anything_is_exported(
 def test_one_cuda_device_may_be_written_in_several_ways(random_artifact: Path, devices: Any) -> None:
     if torch.cuda.is_available():
         pytest.skip("this machine has a CUDA device, and the message is of one without")
-    with pytest.raises(RuntimeError, match="device .cuda(:0)?. was asked for, but"):
+    with pytest.raises(RuntimeError, match=r"device .cuda(:0)?. was asked for, but"):
         BGEM3FlagModel(random_artifact, devices=devices)
 
 
