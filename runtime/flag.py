@@ -23,7 +23,7 @@ from bgem3.scoring import Scores, multivector_pair_scores
 from bgem3.scoring.hybrid import check_weights
 
 LexicalWeights: TypeAlias = Mapping[str, float]
-DEFAULT_LENGTH = 512  # tokens kept by the methods that take no defaults from the constructor, as in FlagEmbedding
+DEFAULT_LENGTH = 512  # tokens that encode_single_device keeps, whatever the constructor says, as in FlagEmbedding
 KEYS: dict[Output, str] = {"dense": "dense_vecs", "sparse": "lexical_weights", "multivector": "colbert_vecs"}
 
 

@@ -119,6 +119,7 @@ class FlagTokenizer:
         truncation: bool | str | None = None,
         max_length: int | None = None,
         return_tensors: str | None = None,
+        verbose: bool = True,
     ) -> Encoding:
         """Tokenize a text or N texts.
 
@@ -129,6 +130,7 @@ class FlagTokenizer:
         truncation : cut to ``max_length`` tokens; None cuts where ``max_length`` is given
         max_length : tokens kept per text, special tokens included; None for the model's maximum
         return_tensors : None for lists, "np" for int64 arrays (N, longest)
+        verbose : no effect; nothing is logged
 
         Raises
         ------

@@ -45,9 +45,9 @@ def as_bytes(lines: list[str], text_field: str | None) -> bytes:
     return "".join(f"{row}\n" for row in rows).encode()
 
 
-def run(*arguments: object, stdin: bytes = b"", **environment: str) -> subprocess.CompletedProcess[bytes]:
+def run(*arguments: object, environment: dict[str, str], stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
     """Run `bgem3` as a process of its own, with bytes in and out."""
-    command = [sys.executable, "-m", "bgem3.runtime.cli", *map(os.fsencode, map(str, arguments))]
+    command = [sys.executable, "-m", "bgem3.runtime.cli", *map(str, arguments)]
     return subprocess.run(command, input=stdin, capture_output=True, check=False, env=os.environ | environment)
 
 
@@ -115,7 +115,7 @@ def test_the_encoding_of_the_standard_streams_does_not_matter(
     output = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
     monkeypatch.setattr(sys, "stdout", output)
     assert main(["encode", str(random_artifact), "--outputs", "dense", "--precision", "fp32", "--device", "cpu"]) == 0
-    rows = [json.loads(line) for line in output.buffer.getvalue().decode().splitlines()]  # type: ignore[attr-defined]
+    rows = [json.loads(line) for line in output.buffer.getvalue().decode().splitlines()]
     expected = random_model.encode(LINES, ("dense",))
     np.testing.assert_allclose([row["dense"] for row in rows], expected.dense, atol=1e-5)
     assert [row["n_tokens"] for row in rows] == expected.n_tokens.tolist()
@@ -127,13 +127,19 @@ def test_in_any_locale_texts_and_arguments_are_utf_8(
 ) -> None:
     options = ("--precision", "fp32", "--device", "cpu")
     done = run(
-        "encode", random_artifact, "--outputs", "dense", *options, stdin=as_bytes(LINES, None), **LOCALES[locale]
+        "encode",
+        random_artifact,
+        "--outputs",
+        "dense",
+        *options,
+        stdin=as_bytes(LINES, None),
+        environment=LOCALES[locale],
     )
     assert done.returncode == 0, done.stderr
     found = [json.loads(line)["dense"] for line in done.stdout.decode().splitlines()]
     np.testing.assert_allclose(found, random_model.encode(LINES, ("dense",)).dense, atol=1e-5)
 
-    done = run("score", random_artifact, *options, "-q", "été", "-p", "面包", "--json", **LOCALES[locale])
+    done = run("score", random_artifact, *options, "-q", "été", "-p", "面包", "--json", environment=LOCALES[locale])
     assert done.returncode == 0, done.stderr
     (row,) = json.loads(done.stdout.decode())
     assert (row["query"], row["passage"]) == ("été", "面包")
@@ -147,7 +153,7 @@ def test_tables_are_utf_8_in_any_locale(random_artifact: Path, monkeypatch: pyte
         output = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
         monkeypatch.setattr(sys, "stdout", output)
         assert main(["score", str(random_artifact), "-q", "été", "-p", "面包", "--device", "cpu"]) == 0
-        shown.append(output.buffer.getvalue())  # type: ignore[attr-defined]
+        shown.append(output.buffer.getvalue())
     assert shown[0] == shown[1] == shown[2]
     assert "面包" in shown[0].decode()
 

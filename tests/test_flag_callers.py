@@ -121,7 +121,7 @@ def test_single_tokens_and_ids_convert_as_in_transformers(tokenizers: tuple[Flag
         {"truncation": True},
         {"truncation": True, "max_length": 7},
         {"truncation": True, "max_length": 7, "add_special_tokens": False},
-        {"truncation": False},
+        {"truncation": False, "verbose": False},
         {"truncation": True, "max_length": 9, "padding": True, "return_tensors": "np"},
     ],
     ids=str,
