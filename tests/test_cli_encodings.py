@@ -32,6 +32,7 @@ LINES = [
     "last",
 ]
 BOM = b"\xef\xbb\xbf"
+BUFFERED = {"PYTHONUNBUFFERED": ""}  # output is written out at the end, where it may fail
 # Standard input and output are in another encoding, and arguments, too, where the locale is plain ASCII.
 LOCALES = {
     "latin-1": {"PYTHONIOENCODING": "latin-1"},
@@ -326,7 +327,7 @@ def test_output_that_nobody_reads_is_no_error(random_artifact: Path, arguments: 
     command = [sys.executable, "-m", "bgem3.runtime.cli", *arguments]
     command = [str(random_artifact) if argument == "ARTIFACT" else argument for argument in command]
     with os.fdopen(writer, "wb") as output:
-        done = subprocess.run(command, stdout=output, stderr=subprocess.PIPE, check=False)
+        done = subprocess.run(command, stdout=output, stderr=subprocess.PIPE, check=False, env=os.environ | BUFFERED)
     assert (done.returncode, done.stderr) == (0, b"")
 
 
@@ -334,7 +335,7 @@ def test_output_that_nobody_reads_is_no_error(random_artifact: Path, arguments: 
 def test_a_full_disk_behind_standard_output_is_one_line(random_artifact: Path) -> None:
     command = [sys.executable, "-m", "bgem3.runtime.cli", "info", str(random_artifact), "--json"]
     with Path("/dev/full").open("wb") as output:
-        done = subprocess.run(command, stdout=output, stderr=subprocess.PIPE, check=False)
+        done = subprocess.run(command, stdout=output, stderr=subprocess.PIPE, check=False, env=os.environ | BUFFERED)
     assert done.returncode == 2
     assert done.stderr.startswith(b"bgem3: ")
     assert done.stderr.count(b"\n") == 1
