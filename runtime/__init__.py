@@ -3,6 +3,7 @@
 from bgem3.runtime.artifact import ArtifactError
 from bgem3.runtime.cuda import DeviceMemoryError
 from bgem3.runtime.flag import BGEM3FlagModel
+from bgem3.runtime.flag_auto import FlagAutoModel
 from bgem3.runtime.model import BGEM3Model
 from bgem3.runtime.parity import ParityError
 from bgem3.runtime.source import CheckpointError
@@ -15,6 +16,7 @@ __all__ = [
     "CheckpointError",
     "DeviceMemoryError",
     "Embeddings",
+    "FlagAutoModel",
     "ParityError",
     "Scores",
 ]

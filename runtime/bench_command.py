@@ -27,7 +27,7 @@ def run(arguments: argparse.Namespace) -> tuple[dict[str, Any], RenderableType, 
 
 def compare(old: Path, new: Path) -> tuple[dict[str, Any], RenderableType, bool]:
     """Compare two reports."""
-    found = compare_reports(*(json.loads(path.read_text(encoding="utf-8")) for path in (old, new)))
+    found = compare_reports(*(json.loads(path.read_text(encoding="utf-8-sig")) for path in (old, new)))
     return found.described(), comparison_table(found), bool(found.regressions or found.lost)
 
 

@@ -162,7 +162,7 @@ def read_texts(path: Path | None, n_passages: int, n_questions: int, sentences: 
         passages = [" ".join(draw.choices(sentences, k=draw.randint(5, 15))) for _ in range(n_passages)]
         return passages + [draw.choice(sentences) for _ in range(n_questions)]
     try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
+        entries = json.loads(path.read_text(encoding="utf-8-sig"))
         passages = [str(entry["context"]) for entry in entries]
         questions = [str(question) for entry in entries for question in entry["questions"]]
     except (ValueError, KeyError, TypeError) as error:

@@ -2,14 +2,14 @@
 
 import argparse
 import importlib
+import io
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from rich.console import Console, RenderableType
 from rich.table import Table
@@ -22,7 +22,8 @@ from bgem3.runtime.parity import Reference, check_graphs, check_parity
 from bgem3.runtime.portable import PORTABLE, check_portable
 from bgem3.runtime.published import HUB_ID, compare_published, missed_published
 from bgem3.runtime.session import OUTPUTS
-from bgem3.runtime.tokenizer import check_text, cut_texts
+from bgem3.runtime.text_lines import open_lines, read_texts
+from bgem3.runtime.tokenizer import cut_texts
 from bgem3.runtime.writers import check_suffix, write_file, write_jsonl
 
 TEXTS_PER_CHUNK = 4096  # encoded at once: enough to group by length
@@ -33,18 +34,20 @@ SCORES = ("dense", "sparse", "multivector", "hybrid")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status: 0 done, 1 a check failed, 2 bad input, 130 interrupted."""
-    parsed = _parser().parse_args(arguments)
     try:
-        status: int = parsed.command(parsed)
-        sys.stdout.flush()
+        _write_utf8()
+        try:
+            parsed = _parser().parse_args(arguments)
+            status: int = parsed.command(parsed)
+        finally:  # --help ends with SystemExit
+            _flush_output()
     except BrokenPipeError:  # the reader of our output has gone, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:
-        print("bgem3: interrupted", file=sys.stderr)
+        _complain("interrupted")
         return 130  # as a shell reports SIGINT
     except (ValueError, TypeError, OSError, ImportError, RuntimeError, OverflowError) as error:
-        print(f"bgem3: {error}", file=sys.stderr)
+        _complain(str(error))
         return 2
     return status
 
@@ -67,7 +70,7 @@ def run_export(arguments: argparse.Namespace) -> int:
     _show(arguments, manifest, _info_table(manifest, arguments.target))
     refused = manifest.get("int8", {}).get("refused")
     if refused:
-        print(f"bgem3: no int8 graph is written: {refused}", file=sys.stderr)
+        _complain(f"no int8 graph is written: {refused}")
     return int(bool(refused))
 
 
@@ -77,10 +80,15 @@ def run_encode(arguments: argparse.Namespace) -> int:
         check_suffix(arguments.output)
     if arguments.input and arguments.input.suffix in JSON_LINES and arguments.text_field is None:
         raise ValueError(f"{arguments.input} holds JSON lines; name the field that is the text with --text-field")
-    with BGEM3Model.load(**_load_options(arguments)) as model, _open_input(arguments.input) as file:
+    if sys.stdout is None and not arguments.output:
+        raise ValueError("standard output is closed; name a file with --output")
+    name = str(arguments.input or "standard input")
+    with BGEM3Model.load(**_load_options(arguments)) as model, open_lines(arguments.input) as file:
+        lines = tqdm(file, unit="text") if sys.stderr and sys.stderr.isatty() else file
+        texts = read_texts(lines, name, arguments.text_field)
         chunks = (
-            model.encode(texts, arguments.outputs, arguments.max_length)
-            for texts in cut_texts(_read_texts(file, arguments.text_field), CHARACTERS_PER_CHUNK, TEXTS_PER_CHUNK)
+            model.encode(chunk, arguments.outputs, arguments.max_length)
+            for chunk in cut_texts(texts, CHARACTERS_PER_CHUNK, TEXTS_PER_CHUNK)
         )
         if arguments.output:
             write_file(chunks, arguments.output)
@@ -141,7 +149,31 @@ def run_info(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _write_utf8() -> None:
+    """Let output be UTF-8 whatever the locale; what has no UTF-8, as a byte of a file's name, is shown as an escape."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
+
+
+def _flush_output() -> None:
+    """Write out what is buffered, or drop it and raise OSError, so that Python does not try again when it ends."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise
+
+
+def _complain(message: str) -> None:
+    if sys.stderr is not None:
+        print(f"bgem3: {message}", file=sys.stderr)
+
+
 def _show(arguments: argparse.Namespace, data: object, table: RenderableType) -> None:
+    if sys.stdout is None:
+        return
     if arguments.json:
         print(json.dumps(data, indent=2, ensure_ascii=False))
     else:
@@ -186,25 +218,14 @@ def _load_options(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _open_input(path: Path | None) -> TextIO | nullcontext[TextIO]:
-    return nullcontext(sys.stdin) if path is None else path.open(encoding="utf-8")
-
-
-def _read_texts(file: TextIO, text_field: str | None) -> Iterator[str]:
-    """Yield one text per line: the line itself, or the named field of the JSON object it holds."""
-    for number, line in enumerate(tqdm(file, unit="text", disable=not sys.stderr.isatty()), start=1):
-        if text_field is None:
-            yield line.rstrip("\r\n")
-            continue
-        try:
-            text = json.loads(line)[text_field]
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(
-                f"line {number} is not a JSON object with the field {text_field!r} ({error!r}); name the field with "
-                "--text-field, or leave it out if every line is a text"
-            ) from None
-        check_text(text, "the text of line", number)
-        yield text
+def _text(argument: str) -> str:
+    """Return an argument's text; bytes that the locale's encoding lacks are read as UTF-8."""
+    try:
+        return os.fsencode(argument).decode() if any("\udc80" <= c <= "\udcff" for c in argument) else argument
+    except UnicodeDecodeError as error:
+        raise argparse.ArgumentTypeError(
+            f"byte 0x{error.object[error.start]:02x} at position {error.start} is not UTF-8"
+        ) from None
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -230,7 +251,7 @@ def _parser() -> argparse.ArgumentParser:
     encode = command("encode", run_encode)
     _add_model_options(encode)
     encode.add_argument("input", type=Path, nargs="?", help="a text per line; default: standard input")
-    encode.add_argument("--text-field", help="read JSON lines and take this field of each")
+    encode.add_argument("--text-field", type=_text, help="read JSON lines and take this field of each")
     encode.add_argument(
         "-o", "--output", type=Path, help=".jsonl, .npz or .parquet; default: JSON lines to standard output"
     )
@@ -238,8 +259,10 @@ def _parser() -> argparse.ArgumentParser:
 
     score = command("score", run_score)
     _add_model_options(score)
-    score.add_argument("-q", "--query", action="append", required=True, help="may be given more than once")
-    score.add_argument("-p", "--passage", action="append", required=True, help="may be given more than once")
+    score.add_argument("-q", "--query", type=_text, action="append", required=True, help="may be given more than once")
+    score.add_argument(
+        "-p", "--passage", type=_text, action="append", required=True, help="may be given more than once"
+    )
     score.add_argument(
         "--weights",
         type=float,

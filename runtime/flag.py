@@ -2,19 +2,28 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bgem3.runtime.cache import find_or_export
-from bgem3.runtime.model import BGEM3Model, pair_scores, split_pairs
+from bgem3.runtime.flag_arguments import (
+    Devices,
+    check_fixed,
+    check_settings,
+    stored_precision,
+    target_devices,
+)
+from bgem3.runtime.flag_parts import FlagTokenizer, InnerModel
+from bgem3.runtime.model import pair_scores, split_pairs
 from bgem3.runtime.session import Output
 from bgem3.runtime.tokenizer import check_texts
 from bgem3.scoring import Scores, multivector_pair_scores
 from bgem3.scoring.hybrid import check_weights
 
 LexicalWeights: TypeAlias = Mapping[str, float]
+DEFAULT_LENGTH = 512  # tokens that encode_single_device keeps, whatever the constructor says, as in FlagEmbedding
 KEYS: dict[Output, str] = {"dense": "dense_vecs", "sparse": "lexical_weights", "multivector": "colbert_vecs"}
 
 
@@ -33,7 +42,8 @@ class BGEM3FlagModel:
     use_fp16 : use the fp16 weights (True) or the fp32 ones; on CPU both compute in float32
     query_instruction_for_retrieval, query_instruction_format : put before each text by :meth:`encode_queries`
     passage_instruction_for_retrieval, passage_instruction_format : likewise by :meth:`encode_corpus`
-    devices : None for the best there is, "cpu", "cuda", "cuda:N", N, or a list of one of these
+    devices : None for the best there is, "cpu", "cuda", "cuda:N", N, or a list of one of these. One model serves a
+        list that repeats one device, as ["cpu", "cpu"]; a list of several devices is an error.
     cache_dir : where downloads and exports are kept
     batch_size : a list at least this long shows a progress bar; micro-batches are planned by tokens
     query_max_length, passage_max_length : tokens kept per text, CLS and EOS included; at most the model's maximum
@@ -42,6 +52,16 @@ class BGEM3FlagModel:
     normalize_embeddings, use_bf16, pooling_method, colbert_dim : taken only with the values that BGE-M3's
         graphs compute (True, False, "cls", -1 or the heads' own width); anything else raises
     trust_remote_code : no effect; no code of the checkpoint is ever run
+    precision : "fp16", "fp32" or "int8", the weights to use; None for what ``use_fp16`` says. "int8" runs on CPU.
+    n_threads : compute threads on CPU, None for as many as the process may use CPUs
+    convert_to_numpy : no effect, as in FlagEmbedding: arrays are NumPy's
+    device : must be None; FlagEmbedding's name for it is ``devices``
+
+    Attributes
+    ----------
+    model : the `BGEM3Model`, with ``model.config``, ``sparse_linear`` and ``colbert_linear`` for their sizes
+    tokenizer : the checkpoint's, with what callers use of transformers' tokenizers
+    target_devices : the device's name, as often as ``devices`` has it
 
     Raises
     ------
@@ -59,7 +79,7 @@ class BGEM3FlagModel:
         use_bf16: bool = False,
         query_instruction_for_retrieval: str | None = None,
         query_instruction_format: str = "{}{}",
-        devices: str | int | Sequence[str] | Sequence[int] | None = None,
+        devices: Devices = None,
         pooling_method: str = "cls",
         trust_remote_code: bool = False,
         cache_dir: str | Path | None = None,
@@ -73,23 +93,29 @@ class BGEM3FlagModel:
         truncate_dim: int | None = None,
         passage_instruction_for_retrieval: str | None = None,
         passage_instruction_format: str = "{}{}",
+        *,
+        precision: str | None = None,
+        n_threads: int | None = None,
+        convert_to_numpy: bool = True,
+        device: None = None,
     ) -> None:
-        for name, value, supported in (
-            ("normalize_embeddings", normalize_embeddings, True),
-            ("use_bf16", use_bf16, False),
-            ("pooling_method", pooling_method, "cls"),
-        ):
-            if value != supported:
-                raise ValueError(f"{name}={value!r} would change the results and is not supported; use {supported!r}")
-        device = _one_device(devices)
-        precision = "fp16" if use_fp16 else "fp32"
+        check_fixed(normalize_embeddings=normalize_embeddings, use_bf16=use_bf16, pooling_method=pooling_method)
+        names = target_devices(devices, device)
+        precision = stored_precision(precision, use_fp16)
         folder = find_or_export(model_name_or_path, precision, cache_dir)
-        self.model = BGEM3Model.load(folder, device=device, precision=precision)
+        model = InnerModel.load(folder, device=names[0], precision=precision, n_threads=n_threads)
+        self.model = cast(InnerModel, model)
         spec = self.model.spec
         if colbert_dim not in (-1, 0, spec.multivector_size):
             raise ValueError(f"colbert_dim must be -1 or the head's {spec.multivector_size}, found {colbert_dim!r}")
         if truncate_dim is not None and truncate_dim not in range(1, spec.hidden_size + 1):
             raise ValueError(f"truncate_dim must be from 1 to {spec.hidden_size} or None, found {truncate_dim!r}")
+        self.tokenizer = FlagTokenizer(self.model.tokenizer.backend, spec)
+        self.target_devices = [self.model.device for _ in names]
+        self.model_name_or_path = model_name_or_path
+        self.normalize_embeddings, self.pooling_method = normalize_embeddings, pooling_method
+        self.use_fp16, self.use_bf16 = use_fp16, use_bf16
+        self.convert_to_numpy = convert_to_numpy
         self.query_instruction_for_retrieval = query_instruction_for_retrieval
         self.query_instruction_format = query_instruction_format
         self.passage_instruction_for_retrieval = passage_instruction_for_retrieval
@@ -110,8 +136,14 @@ class BGEM3FlagModel:
         return_dense: bool | None = None,
         return_sparse: bool | None = None,
         return_colbert_vecs: bool | None = None,
+        **settings: Any,
     ) -> dict[str, Any]:
-        """Encode N texts without an instruction; None means the value given to the constructor.
+        """Encode N texts; None means the value given to the constructor.
+
+        Parameters
+        ----------
+        settings : ``instruction`` and ``instruction_format``, put before each text, and keywords that FlagEmbedding
+            hands to its tokenizer, such as ``convert_to_numpy``, which are taken where they change no result
 
         Returns
         -------
@@ -122,8 +154,11 @@ class BGEM3FlagModel:
         Raises
         ------
         TypeError, ValueError
-            As `BGEM3Model.encode`.
+            As `BGEM3Model.encode`, and for a keyword that is unknown or would change results.
         """
+        instruction, template = settings.pop("instruction", None), settings.pop("instruction_format", "{}{}")
+        check_settings("encode", settings)
+        sentences = _instruct(sentences, instruction, template)
         texts = check_texts([sentences] if isinstance(sentences, str) else sentences)
         defaults = (self.return_dense, self.return_sparse, self.return_colbert_vecs)
         asked = (return_dense, return_sparse, return_colbert_vecs)
@@ -151,8 +186,10 @@ class BGEM3FlagModel:
         return_dense: bool | None = None,
         return_sparse: bool | None = None,
         return_colbert_vecs: bool | None = None,
+        **settings: Any,
     ) -> dict[str, Any]:
         """Encode queries, each after the query instruction if there is one; otherwise as :meth:`encode`."""
+        check_settings("encode_queries", settings)
         instructed = _instruct(queries, self.query_instruction_for_retrieval, self.query_instruction_format)
         max_length = self.query_max_length if max_length is None else max_length
         return self.encode(instructed, batch_size, max_length, return_dense, return_sparse, return_colbert_vecs)
@@ -165,10 +202,36 @@ class BGEM3FlagModel:
         return_dense: bool | None = None,
         return_sparse: bool | None = None,
         return_colbert_vecs: bool | None = None,
+        **settings: Any,
     ) -> dict[str, Any]:
         """Encode passages, each after the passage instruction if there is one; otherwise as :meth:`encode`."""
+        check_settings("encode_corpus", settings)
         instructed = _instruct(corpus, self.passage_instruction_for_retrieval, self.passage_instruction_format)
         return self.encode(instructed, batch_size, max_length, return_dense, return_sparse, return_colbert_vecs)
+
+    def encode_single_device(
+        self,
+        sentences: list[str] | str,
+        batch_size: int = 256,
+        max_length: int | None = None,
+        return_dense: bool = True,
+        return_sparse: bool = False,
+        return_colbert_vecs: bool = False,
+        device: str | None = None,
+        **settings: Any,
+    ) -> dict[str, Any]:
+        """Encode as :meth:`encode`, with FlagEmbedding's defaults instead of the constructor's values.
+
+        Parameters
+        ----------
+        max_length : tokens kept per text; None for 512, or the model's maximum where that is less
+        device : None or the model's own device
+        """
+        if device not in (None, *self.target_devices):
+            raise ValueError(f"this model is on {self.model.device}, found device={device!r}; make one on that device")
+        limit = min(DEFAULT_LENGTH, self.model.spec.max_length) if max_length is None else max_length
+        wanted = (return_dense, return_sparse, return_colbert_vecs)
+        return self.encode(sentences, batch_size, limit, *wanted, **settings)
 
     def compute_score(
         self,
@@ -177,6 +240,7 @@ class BGEM3FlagModel:
         max_query_length: int | None = None,
         max_passage_length: int | None = None,
         weights_for_different_modes: Sequence[float] | None = None,
+        **settings: Any,
     ) -> dict[str, list[float]] | dict[str, float] | list[float]:
         """Score pairs; each distinct text is encoded once.
 
@@ -184,6 +248,7 @@ class BGEM3FlagModel:
         ----------
         sentence_pairs : N (query, passage) pairs, or one pair
         weights_for_different_modes : of dense, sparse and multi-vector, None for equal ones
+        settings : as in :meth:`encode`
 
         Returns
         -------
@@ -191,6 +256,7 @@ class BGEM3FlagModel:
         ``colbert+sparse+dense``; single floats for one pair; ``[]`` for an empty list. ``sparse+dense`` is
         NaN where the dense and sparse weights sum to 0.
         """
+        check_settings("compute_score", settings)
         is_one_pair = isinstance(sentence_pairs, (list, tuple)) and isinstance(next(iter(sentence_pairs), None), str)
         queries, passages = split_pairs([sentence_pairs] if is_one_pair else sentence_pairs)  # type: ignore[arg-type, list-item]
         if not queries:
@@ -249,6 +315,9 @@ class BGEM3FlagModel:
         named = [{self.model.tokenizer.token(int(i)): weight for i, weight in row.items()} for row in rows]
         return named[0] if len(named) == 1 else named
 
+    def stop_self_pool(self) -> None:
+        """Do nothing: there is no pool of processes to stop. :meth:`close` releases the model's memory."""
+
     def close(self) -> None:
         """Release the model's memory."""
         self.model.close()
@@ -279,23 +348,10 @@ class BGEM3FlagModel:
         return np.asarray(kept / np.maximum(np.linalg.norm(kept, axis=1, keepdims=True), 1e-12))
 
 
-def _one_device(devices: str | int | Sequence[str] | Sequence[int] | None) -> str:
-    if devices is None:
-        return "auto"
-    if isinstance(devices, (str, int)):
-        return devices if isinstance(devices, str) else f"cuda:{devices}"
-    if not isinstance(devices, Sequence) or len(devices) != 1:
-        raise ValueError(
-            f"devices must be one device, found {devices!r}; to use several, make one model on each and share out "
-            "the texts"
-        )
-    return _one_device(devices[0])
-
-
 def _instruct(texts: list[str] | str, instruction: str | None, template: str) -> list[str] | str:
     if instruction is None:
         return texts
     template = template.replace("\\n", "\n")
     if isinstance(texts, str):
-        return template.format(instruction, texts)
+        return template.format(instruction, *check_texts([texts]))
     return [template.format(instruction, text) for text in check_texts(texts)]

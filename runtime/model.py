@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 
+import numpy as np
 from tqdm import tqdm
 
 from bgem3.runtime.artifact import Artifact, ArtifactError, ModelSpec, read_artifact
@@ -12,7 +13,7 @@ from bgem3.runtime.assembly import Assembly
 from bgem3.runtime.device import EncoderSession, open_encoder
 from bgem3.runtime.packing import PackedBatch, pack, plan_batches
 from bgem3.runtime.session import OUTPUTS, Arrays, Output
-from bgem3.runtime.tokenizer import TextTokenizer, check_texts, cut_texts
+from bgem3.runtime.tokenizer import TextTokenizer, check_texts, cut_texts, rows_of
 from bgem3.scoring import (
     Embeddings,
     Scores,
@@ -257,11 +258,13 @@ class BGEM3Model:
 
 def split_pairs(pairs: Iterable[tuple[str, str]]) -> tuple[list[str], list[str]]:
     """Return the queries and the passages of a list of pairs, or raise naming the pair or text that is none."""
-    if isinstance(pairs, (str, bytes, dict)) or not isinstance(pairs, Iterable):
-        raise TypeError(f"pairs must be a list of (query, passage), found {type(pairs).__name__}")
+    if isinstance(pairs, str):
+        raise TypeError("pairs must be a list of (query, passage), found one str")
     queries, passages = [], []
-    for i, pair in enumerate(pairs):
-        if isinstance(pair, str) or not isinstance(pair, Sequence) or len(pair) != 2:
+    column = "zip(table['query'], table['passage'])"
+    for i, row in enumerate(rows_of(pairs, "pairs", "(query, passage)", n_dims=(1, 2), column=column)):
+        pair = row.tolist() if isinstance(row, np.ndarray) else row
+        if isinstance(pair, (str, bytes, bytearray)) or not isinstance(pair, Sequence) or len(pair) != 2:
             raise ValueError(f"pair {i} must be (query, passage), two texts, found {pair!r:.80}")
         queries.append(pair[0])
         passages.append(pair[1])

@@ -1,9 +1,11 @@
 """Texts to token ids, with the checkpoint's own tokenizer.json."""
 
-from collections.abc import Iterable, Iterator, Sequence
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -77,6 +79,11 @@ class TextTokenizer:
         token: str = self._tokenizer.decode([token_id], skip_special_tokens=False)
         return token
 
+    @property
+    def backend(self) -> Tokenizer:
+        """Return the tokenizers library's object; its settings must stay as they are."""
+        return self._tokenizer
+
     def check_max_length(self, max_length: int) -> None:
         """Raise TypeError or ValueError if a limit is no number of tokens within the model's range."""
         if isinstance(max_length, bool) or not isinstance(max_length, (int, np.integer)):
@@ -106,22 +113,79 @@ def cut_texts(texts: Iterable[str], n_characters: int, n_texts: int | None = Non
 
 
 def check_texts(texts: Iterable[str], kind: str = "text") -> list[str]:
-    """Return the texts as a list, or raise saying which one is not a text and why; ``kind`` names one of them."""
+    """Return the texts as a list of plain str, or raise saying what is not a text and why.
+
+    Any iterable of one dimension is taken: list, generator, NumPy array, column of pandas, Polars or Arrow.
+
+    Parameters
+    ----------
+    kind : names one of the texts in a message
+
+    Raises
+    ------
+    TypeError
+        If it is no iterable of str, or one whose items are not what a caller means, as a table's column names.
+    ValueError
+        If a text is not valid Unicode.
+    """
     plural = "queries" if kind == "query" else f"{kind}s"
     if isinstance(texts, str):
         raise TypeError(f"{plural} must be a list of str, found one str; pass [{kind}]")
-    if isinstance(texts, (bytes, dict)) or not isinstance(texts, Iterable):
-        raise TypeError(f"{plural} must be a list of str, found {type(texts).__name__}")
-    checked = list(texts)
+    checked = list(rows_of(texts, plural, "str"))
     for i, text in enumerate(checked):
-        check_text(text, kind, i)
+        if type(text) is not str:
+            checked[i] = text = _plain_str(text, kind, i)
+        if not text.isascii():
+            check_text(text, kind, i)
     return checked
+
+
+def rows_of(
+    values: Iterable[Any], plural: str, row: str, n_dims: tuple[int, ...] = (1,), column: str = "table['text']"
+) -> Iterable[Any]:
+    """Return what to iterate over to get a list's items, or raise TypeError for what is no list of them.
+
+    Parameters
+    ----------
+    plural, row : name the items, and the type of one, in a message
+    n_dims : numbers of dimensions that an array may have
+    column : shows in a message how to pass what a table holds
+    """
+    if isinstance(values, (list, tuple)):
+        return values
+    shape = getattr(values, "shape", None)
+    advice = None if isinstance(values, Iterable) else ""
+    if isinstance(values, (bytes, bytearray, memoryview)):
+        advice = "; decode it and pass a list"
+    elif isinstance(values, Mapping):
+        advice = "; pass a list of what it holds, such as list(d.values()) or d['text']"
+    elif isinstance(values, (set, frozenset)):
+        advice = ", which has no order for the results; pass a list"
+    elif isinstance(values, os.PathLike):
+        advice = "; pass the file's lines, path.read_text(encoding='utf-8').splitlines()"
+    elif hasattr(values, "readline"):
+        advice = ", a file, whose lines end with line breaks; pass file.read().splitlines()"
+    elif any(hasattr(type(values), name) for name in ("columns", "column_names")):  # pandas, Polars, Arrow, datasets
+        advice = f", a table; pass {column}"
+    elif isinstance(shape, tuple) and len(shape) not in n_dims:
+        advice = f" of shape {shape}; pass one of {n_dims[-1]} dimension{'s' if n_dims[-1] > 1 else ''}"
+    if advice is not None:
+        raise TypeError(f"{plural} must be a list of {row}, found {type(values).__name__}{advice}")
+    if hasattr(values, "to_pylist"):  # an Arrow array's items are not Python's
+        return cast("list[Any]", values.to_pylist())
+    return values
+
+
+def _plain_str(text: object, kind: str, number: int) -> str:
+    """Return a str of a derived type as a plain one; raise TypeError for anything else."""
+    check_text(text, kind, number)
+    return str.__str__(cast(str, text))
 
 
 def check_text(text: object, kind: str, number: int) -> None:
     """Raise TypeError or ValueError, naming the text by its kind and number, if it is not valid Unicode text."""
     if not isinstance(text, str):
-        hint = "; decode it first" if isinstance(text, bytes) else ""
+        hint = _how_to_mend(text)
         raise TypeError(f"{kind} {number} must be a str, found {type(text).__name__}{hint}")
     if text.isascii():
         return
@@ -132,3 +196,19 @@ def check_text(text: object, kind: str, number: int) -> None:
             f"{kind} {number} holds a lone surrogate ({text[error.start]!r}) at character {error.start}, which is not "
             "valid Unicode; clean it with text.encode('utf-8', 'replace').decode()"
         ) from None
+
+
+def _how_to_mend(text: object) -> str:
+    """Say what to do with an item that is not a str."""
+    if isinstance(text, (bytes, bytearray, memoryview)):
+        return "; decode it first"
+    is_nan = isinstance(text, float) and text != text
+    if text is None or is_nan or type(text).__name__ in ("NAType", "NaTType", "MaskedConstant"):
+        return ", a missing value; fill it with '' or leave it out"
+    if hasattr(text, "as_py"):
+        return "; convert it with as_py()"
+    if isinstance(text, (list, tuple)):
+        return "; pass a flat list of texts"
+    if isinstance(text, Mapping):
+        return "; pass the field that holds the text"
+    return ""

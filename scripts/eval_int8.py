@@ -75,7 +75,7 @@ def quantize_tensors(artifact: Path) -> None:
 
 def evaluate(artifact: Path, path: Path, n_passages: int | None) -> dict[str, dict[str, Any]]:
     """Return by kind of int8 what `compare_quality` says of it, and R@1 and MRR@10 by score."""
-    entries = json.loads(path.read_text(encoding="utf-8"))[:n_passages]
+    entries = json.loads(path.read_text(encoding="utf-8-sig"))[:n_passages]
     n_questions = [len(entry["questions"]) for entry in entries]
     right = np.repeat(np.arange(len(entries)), n_questions)
     texts = [question for entry in entries for question in entry["questions"]] + [entry["context"] for entry in entries]

@@ -55,7 +55,7 @@ def main() -> None:
 
 def evaluate(ours: BGEM3Model, theirs: FlagEmbedding, path: Path, n_passages: int | None) -> dict[str, Any]:
     """Return the quality of each score on both sides, and what compact storage of multi-vectors changes."""
-    entries = json.loads(path.read_text(encoding="utf-8"))[:n_passages]
+    entries = json.loads(path.read_text(encoding="utf-8-sig"))[:n_passages]
     passages = [entry["context"] for entry in entries]
     questions = [question for entry in entries for question in entry["questions"]]
     right = np.repeat(np.arange(len(entries)), [len(entry["questions"]) for entry in entries])

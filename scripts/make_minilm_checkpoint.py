@@ -34,7 +34,7 @@ def main() -> None:
     source, folder = Path(package.origin).parent / "model", arguments.folder
     folder.mkdir(parents=True)
     write_backbone(source, folder)
-    write_heads(folder, [entry["context"] for entry in json.loads(arguments.texts.read_text(encoding="utf-8"))])
+    write_heads(folder, [entry["context"] for entry in json.loads(arguments.texts.read_text(encoding="utf-8-sig"))])
 
 
 def write_backbone(source: Path, folder: Path) -> None:

@@ -73,6 +73,12 @@ def demo_model(demo_artifact: Path) -> BGEM3Model:
 
 
 @pytest.fixture(scope="session")
+def int8_artifact(demo_checkpoint: Path, export_to_folder: Callable[..., Path]) -> Path:
+    """The demo checkpoint exported as fp32 and int8."""
+    return export_to_folder(demo_checkpoint, ("fp32", "int8"))
+
+
+@pytest.fixture(scope="session")
 def make_random_checkpoint() -> Callable[..., Path]:
     """The function that writes a checkpoint of random weights."""
     return make_random

@@ -37,8 +37,8 @@ QUANTIZED = 6 * N_LAYERS
 
 
 @pytest.fixture(scope="module")
-def artifact(demo_checkpoint: Path, export_to_folder: Callable[..., Path]) -> Path:
-    return export_to_folder(demo_checkpoint, ("fp32", "int8"))
+def artifact(int8_artifact: Path) -> Path:
+    return int8_artifact
 
 
 @pytest.fixture(scope="module")

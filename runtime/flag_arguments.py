@@ -1,0 +1,90 @@
+"""FlagEmbedding's arguments, checked and translated into the runtime's."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from bgem3.runtime.artifact import PRECISIONS
+from bgem3.runtime.device import check_device, device_number
+
+Devices = str | int | Sequence[str] | Sequence[int] | None
+# Keywords that FlagEmbedding hands to its tokenizer, with the values that change no result; None for any value.
+NO_EFFECT: dict[str, tuple[object, ...] | None] = {
+    "convert_to_numpy": None,  # FlagEmbedding's M3 class, too, gives NumPy arrays whatever this says
+    "pad_to_multiple_of": None,
+    "verbose": None,
+    "return_attention_mask": (None, True),
+    "padding_side": (None, "right"),
+}
+
+
+def check_fixed(**given: object) -> None:
+    """Raise ValueError if an argument differs from the one value that BGE-M3's graphs compute."""
+    supported = {"normalize_embeddings": True, "use_bf16": False, "pooling_method": "cls"}
+    for name, value in given.items():
+        if value != supported[name]:
+            raise ValueError(f"{name}={value!r} would change the results and is not supported; use {supported[name]!r}")
+
+
+def stored_precision(precision: str | None, use_fp16: bool) -> str:
+    """Return the precision to load: ``precision``, or what ``use_fp16`` says where it is None.
+
+    Raises
+    ------
+    ValueError
+        If ``precision`` is unknown, or is "fp16" with ``use_fp16=False``. The default ``use_fp16=True`` never
+        contradicts it.
+    """
+    if precision is None:
+        return "fp16" if use_fp16 else "fp32"
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision must be one of {PRECISIONS} or None for use_fp16's, found {precision!r}")
+    if precision == "fp16" and not use_fp16:
+        raise ValueError("precision='fp16' contradicts use_fp16=False; leave one of the two out")
+    return precision
+
+
+def target_devices(devices: Devices, device: object = None) -> list[str]:
+    """Return the devices' names, which must all be one device: "auto", "cpu" or "cuda:N".
+
+    Parameters
+    ----------
+    devices : as in `BGEM3FlagModel`
+    device : the argument of FlagEmbedding before 1.3, which must be None
+
+    Raises
+    ------
+    ValueError
+        If ``device`` is given, or ``devices`` is not one device.
+    """
+    if device is not None:
+        raise ValueError(
+            f"found device={device!r}, which FlagEmbedding has ignored since 1.3; use devices={str(device)!r}"
+        )
+    listed = ["auto"] if devices is None else [devices] if isinstance(devices, (str, int, np.integer)) else devices
+    if not isinstance(listed, Sequence) or not listed or not all(map(_is_name_or_number, listed)):
+        raise ValueError(f"devices must be one device ('cpu', 'cuda:N' or N) or a list of it, found {devices!r}")
+    names = [name if isinstance(name, str) else f"cuda:{name}" for name in listed]
+    for name in names:
+        check_device(name)
+    if len({(name.partition(":")[0], device_number(name)) for name in names}) > 1:
+        raise ValueError(
+            f"devices must be one device, found {devices!r}; to use several, make one model on each and share out "
+            "the texts"
+        )
+    return names
+
+
+def check_settings(method: str, settings: Mapping[str, object]) -> None:
+    """Raise TypeError or ValueError for a keyword of an encode method that would change results or is unknown."""
+    for name, value in settings.items():
+        if name not in NO_EFFECT:
+            hint = "; give devices to the constructor" if name == "device" else ""
+            raise TypeError(f"{method}() got an unexpected keyword argument {name!r}{hint}")
+        accepted = NO_EFFECT[name]
+        if accepted is not None and value not in accepted:
+            raise ValueError(f"{name}={value!r} would change the results and is not supported; leave it out")
+
+
+def _is_name_or_number(device: object) -> bool:
+    return isinstance(device, (str, int, np.integer)) and not isinstance(device, bool)

@@ -1,0 +1,90 @@
+"""Lines of text from a file or from standard input: UTF-8 whatever the locale, with or without a byte order mark."""
+
+import io
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TextIO
+
+from bgem3.runtime.tokenizer import check_text
+
+BYTE_ORDER_MARK = "\ufeff"
+UTF_16_MARKS = ("\udcff\udcfe", "\udcfe\udcff")  # its two bytes, as surrogateescape shows bytes that are not UTF-8
+ERRORS = "surrogateescape"  # keeps a byte that is not UTF-8, so that the reader of its line names it
+
+
+@contextmanager
+def open_lines(path: Path | None) -> Iterator[TextIO]:
+    """Open a file, or standard input for None, for :func:`read_texts`.
+
+    Raises
+    ------
+    ValueError
+        If standard input is closed.
+    """
+    if path is not None:
+        with path.open(encoding="utf-8", errors=ERRORS) as file:
+            yield file
+    elif sys.stdin is None:
+        raise ValueError("standard input is closed; name a file to read")
+    elif not hasattr(sys.stdin, "buffer"):  # text already, as in a program that has put its own stream there
+        yield sys.stdin
+    else:
+        file = io.TextIOWrapper(sys.stdin.buffer, encoding="utf-8", errors=ERRORS)
+        try:
+            yield file
+        finally:
+            file.detach()  # standard input stays open
+
+
+def read_texts(lines: Iterable[str], name: str, text_field: str | None = None) -> Iterator[str]:
+    """Yield one text per line: the line itself without its line break, or one field of the JSON object it holds.
+
+    Parameters
+    ----------
+    lines : read from :func:`open_lines`
+    name : the file's, for messages
+    text_field : the field of the JSON objects; None for lines that are texts
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a line is not UTF-8, is no JSON object with the field, or its text is not valid; the message has the number.
+    """
+    for number, line in enumerate(lines, start=1):
+        if number == 1:
+            if line.startswith(UTF_16_MARKS):
+                raise ValueError(f"{name} is UTF-16; save it as UTF-8, as `iconv -f UTF-16 -t UTF-8` does")
+            line = line.removeprefix(BYTE_ORDER_MARK)
+            if not line:  # the mark was all there is
+                return
+        if not line.isascii():
+            _check_bytes(line, name, number)
+        yield line.rstrip("\r\n") if text_field is None else _field(line, name, number, text_field)
+
+
+def _check_bytes(line: str, name: str, number: int) -> None:
+    """Raise ValueError, naming the byte and its place, if a line holds one that is not UTF-8."""
+    try:
+        line.encode()
+    except UnicodeEncodeError as error:
+        byte = ord(line[error.start]) & 0xFF
+        raise ValueError(
+            f"{name}, line {number} is not UTF-8: byte 0x{byte:02x} after {error.start} characters; save it as UTF-8, "
+            "as `iconv -f ENCODING -t UTF-8` does"
+        ) from None
+
+
+def _field(line: str, name: str, number: int, text_field: str) -> str:
+    """Return one field of a line's JSON object."""
+    try:
+        text: object = json.loads(line.removeprefix(BYTE_ORDER_MARK))[text_field]  # files joined have marks inside
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ValueError(
+            f"{name}, line {number} is not a JSON object with the field {text_field!r} ({error!r:.200}); name the "
+            "field with --text-field, or leave it out if every line is a text"
+        ) from None
+    check_text(text, f"{name}: the text of line", number)
+    return str(text)
