@@ -18,8 +18,8 @@ ADAPTER_FILES = ("adapter_config.json", "adapter_model.*", "pytorch_adapter.bin"
 ADAPTER_DEPTHS = ("", "*/", "*/*/")  # a trainer's checkpoint-500/, or adapters/NAME/
 MERGE = (
     "merge it first: load the base model and the adapter with peft, call merge_and_unload(), and save the result with "
-    "save_pretrained() to a new folder, beside tokenizer.json and the heads. Move the adapter's files out of the folder "
-    "if the weights have been merged already"
+    "save_pretrained() to a new folder, beside tokenizer.json and the heads. Move the adapter's files out of the "
+    "folder if the weights have been merged already"
 )
 OTHER_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".onnx", ".msgpack", ".h5", ".ot", ".gguf")
 
@@ -62,7 +62,7 @@ def checkpoint_hash(folder: Path) -> str:
 
 
 def adapter_files(folder: Path) -> list[Path]:
-    """List the files of adapters (PEFT's, such as LoRA) in a folder, and in a checkpoint's up to two folders below it."""
+    """List the files of adapters (PEFT's, such as LoRA) in a folder, and, of a checkpoint, in two levels below it."""
     depths = ADAPTER_DEPTHS if (folder / "config.json").is_file() else ADAPTER_DEPTHS[:1]
     patterns = [f"{depth}{name}" for depth in depths for name in ADAPTER_FILES]
     return sorted({path for pattern in patterns for path in folder.glob(pattern) if _is_listed(path)})
@@ -186,7 +186,9 @@ def _parts(index: Path) -> list[str]:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8-sig"))["weight_map"].values()))
         is_valid = bool(names) and all(Path(name).name == name for name in names)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise CheckpointError(f"cannot read {index} as the list of the weights' files ({error!r}); get it again") from None
+        raise CheckpointError(
+            f"cannot read {index} as the list of the weights' files ({error!r}); get it again"
+        ) from None
     if not is_valid:
         raise CheckpointError(f"{index} names files out of its folder, or none: {names[:3]}; get it again")
     return names

@@ -22,9 +22,7 @@ HEADS_FROM = "BAAI/bge-m3"  # whose heads most fine-tunes were trained with
 WHOLE = "; is it a whole BGE-M3 checkpoint?"
 
 
-def find_checkpoint(
-    source: str | Path, cache_dir: str | Path | None = None, heads: Sequence[str] = HEAD_FILES
-) -> Path:
+def find_checkpoint(source: str | Path, cache_dir: str | Path | None = None, heads: Sequence[str] = HEAD_FILES) -> Path:
     """Return the local folder of a whole checkpoint, downloading it if ``source`` is a hub id.
 
     Parameters
@@ -117,11 +115,13 @@ def _explain_snapshot(folder: Path) -> str:
 
 def _ways_without(source: str | Path, missing: Sequence[str]) -> str:
     """Say what a checkpoint without some heads gives, and how to export it all the same."""
-    outputs = ["dense", *(output for output, file in zip(("sparse", "multivector"), HEAD_FILES, strict=True) if file not in missing)]
+    outputs = [
+        "dense",
+        *(output for output, file in zip(("sparse", "multivector"), HEAD_FILES, strict=True) if file not in missing),
+    ]
     ways = [f"export it without them (`bgem3 export {source} FOLDER --outputs {' '.join(outputs)}`, outputs={outputs})"]
     if str(source) != HEADS_FROM:
-        ways.insert(0, f"take those of the model that it was tuned from (--heads-from {HEADS_FROM}, heads_from={HEADS_FROM!r})")
-    return (
-        "a checkpoint without its trained heads gives random sparse weights and multi-vectors; "
-        f"{', or '.join(ways)}"
-    )
+        ways.insert(
+            0, f"take those of the model that it was tuned from (--heads-from {HEADS_FROM}, heads_from={HEADS_FROM!r})"
+        )
+    return f"a checkpoint without its trained heads gives random sparse weights and multi-vectors; {', or '.join(ways)}"
