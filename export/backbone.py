@@ -27,6 +27,8 @@ SIZES = (
     "max_position_embeddings",
     "type_vocab_size",
 )
+LARGEST_SIZE = 1 << 24  # far beyond any encoder; larger ones, of a damaged file, would overflow or hang
+MOST_LAYERS = 1000
 ANCHORS = (
     "embeddings.word_embeddings.weight",
     "embeddings.LayerNorm.weight",
@@ -55,9 +57,11 @@ def load_config(path: Path) -> XLMRobertaConfig:
                 "only XLM-RoBERTa encoders, as BGE-M3 is one, can be exported"
             )
     for name in SIZES:
-        if type(found[name]) is not int or found[name] < 1:
+        most = MOST_LAYERS if name == "num_hidden_layers" else LARGEST_SIZE
+        if type(found[name]) is not int or not 1 <= found[name] <= most:
             raise CheckpointError(
-                f"{path}: {name} is {found[name]!r}, expected a whole number of at least 1; get the checkpoint again"
+                f"{path}: {name} is {found[name]!r}, expected a whole number of at least 1, and at most {most}; get the "
+                "checkpoint again"
             )
     _check_numbers(path, found)
     names = (*SIZES, "hidden_act", "layer_norm_eps", "pad_token_id")

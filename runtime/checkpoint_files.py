@@ -14,7 +14,7 @@ WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec/v1"
 LONGEST_HEADER = 1 << 26  # bytes; a safetensors header of BGE-M3 has 50 kB
-ADAPTER_FILES = ("adapter_config.json", "adapter_model.*", "pytorch_adapter.bin")
+ADAPTER_FILES = ("adapter_config.*", "adapter_model.*", "pytorch_adapter.*")
 ADAPTER_DEPTHS = ("", "*/", "*/*/")  # a trainer's checkpoint-500/, or adapters/NAME/
 MERGE = (
     "merge it first: load the base model and the adapter with peft, call merge_and_unload(), and save the result with "

@@ -1,6 +1,7 @@
 """The hub: what is downloaded from it, where its cache is, and why a download failed."""
 
 import errno
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -41,13 +42,14 @@ def download(hub_id: str, patterns: Sequence[str], cache_dir: str | Path | None)
 
     cache = cache_folder(cache_dir)
     _check_cache(cache)
+    failures: tuple[type[Exception], ...] = (OSError, ValueError, RuntimeError, *_client_errors())
     try:
         return Path(
             huggingface_hub.snapshot_download(
                 hub_id, allow_patterns=list(patterns), ignore_patterns="*/*", cache_dir=cache_dir
             )
         )
-    except (OSError, ValueError, RuntimeError, *_client_errors()) as error:
+    except failures as error:
         raise CheckpointError(_explain_failure(hub_id, cache, error)) from error
 
 
@@ -76,8 +78,8 @@ def is_unwritable(error: BaseException | None) -> bool:
 
 def _check_cache(cache: Path) -> None:
     """Raise CheckpointError if the cache cannot be a folder, since a file is there or on the way to it."""
-    place = next((place for place in (cache, *cache.absolute().parents) if place.exists()), cache)
-    if place.exists() and not place.is_dir():
+    place = next((place for place in (cache, *cache.absolute().parents) if os.path.exists(place)), cache)
+    if os.path.isfile(place):
         raise CheckpointError(
             f"the hub's cache {cache} cannot be made: {place} is a file; name another folder as cache_dir (--cache-dir)"
         )
