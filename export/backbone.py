@@ -60,8 +60,8 @@ def load_config(path: Path) -> XLMRobertaConfig:
         most = MOST_LAYERS if name == "num_hidden_layers" else LARGEST_SIZE
         if type(found[name]) is not int or not 1 <= found[name] <= most:
             raise CheckpointError(
-                f"{path}: {name} is {found[name]!r}, expected a whole number of at least 1, and at most {most}; get the "
-                "checkpoint again"
+                f"{path}: {name} is {found[name]!r}, expected a whole number of at least 1, and at most {most}; get "
+                "the checkpoint again"
             )
     _check_numbers(path, found)
     names = (*SIZES, "hidden_act", "layer_norm_eps", "pad_token_id")

@@ -127,7 +127,7 @@ def compare(found: Embeddings, reference: Reference) -> dict[str, Any]:
     }
     if not report["tokens_equal"]:
         return report
-    pairs = {"dense": (found.dense, reference.dense)}
+    pairs: dict[str, tuple[NDArray[Any], NDArray[Any]]] = {"dense": (found.dense, reference.dense)}
     if "multivector" in found.outputs:
         pairs["multivector"] = (found.multivector.packed[reference.multivector_rows], reference.multivector)
     for name, (ours, theirs) in pairs.items():

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -521,14 +521,6 @@ def test_a_folder_above_the_checkpoint_names_it(folder: Path) -> None:
 def test_a_file_given_for_its_folder_names_the_folder(folder: Path, name: str) -> None:
     with pytest.raises(CheckpointError, match=rf"{name} is a file; give the checkpoint's folder, {folder}"):
         find_checkpoint(folder / name)
-
-
-def walk(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """Yield the places in nested settings."""
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for key, inner in items:
-        yield (*path, key)
-        yield from walk(inner, (*path, key))
 
 
 @pytest.mark.parametrize("replacement", [None, [], {}, -1, 10**30, "x", True, 0.5], ids=repr)
