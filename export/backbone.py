@@ -64,8 +64,10 @@ def load_config(path: Path) -> XLMRobertaConfig:
                 "the checkpoint again"
             )
     _check_numbers(path, found)
-    names = (*SIZES, "hidden_act", "layer_norm_eps", "pad_token_id")
-    return XLMRobertaConfig(**{name: found[name] for name in names})
+    names = (*SIZES, "hidden_act", "pad_token_id")
+    return XLMRobertaConfig(
+        **{name: found[name] for name in names} | {"layer_norm_eps": float(found["layer_norm_eps"])}
+    )
 
 
 def load_backbone(folder: Path, tensors: Tensors, config: XLMRobertaConfig) -> XLMRobertaModel:

@@ -3,7 +3,6 @@
 import errno
 import os
 import re
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -86,9 +85,10 @@ def _check_cache(cache: Path) -> None:
 
 
 def _client_errors() -> tuple[type[Exception], ...]:
-    """Return the errors of huggingface_hub's HTTP client that are of no built-in kind."""
-    httpx = sys.modules.get("httpx")  # the client of huggingface_hub 1.x
-    return (httpx.HTTPError,) if httpx is not None else ()
+    """Return the kinds of errors of huggingface_hub's HTTP client, which is another library in each of its versions."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    return tuple(kind for kind in HfHubHTTPError.__mro__ if issubclass(kind, Exception) and kind is not Exception)
 
 
 def _explain_failure(hub_id: str, cache: Path, error: BaseException) -> str:

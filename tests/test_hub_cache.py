@@ -1,6 +1,7 @@
 """The hub and its cache: a part of a checkpoint, no network, no room, and downloads that are refused."""
 
 import errno
+import fnmatch
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -124,8 +125,7 @@ def test_an_adapter_on_the_hub_is_downloaded_so_far_that_it_is_noticed(
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", record)
     find_checkpoint(ID, hub_cache)
-    assert huggingface_hub.utils.filter_repo_objects(["adapter_config.json"], allow_patterns=asked)
-    assert list(huggingface_hub.utils.filter_repo_objects(["adapter_config.json"], allow_patterns=asked))
+    assert any(fnmatch.fnmatch("adapter_config.json", pattern) for pattern in asked)
 
 
 # A folder of the cache given as the model
@@ -245,6 +245,8 @@ def test_a_refused_download_says_why_and_what_to_do(
         raise error
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
-    for find in (lambda: find_checkpoint(ID, hub_cache), lambda: find_heads(ID, FILES[3:], hub_cache)):
-        with pytest.raises(CheckpointError, match=rf"cannot download {ID} from the hub.*{words}.*local folder"):
-            find()
+    words = rf"cannot download {ID} from the hub.*{words}.*local folder"
+    with pytest.raises(CheckpointError, match=words):
+        find_checkpoint(ID, hub_cache)
+    with pytest.raises(CheckpointError, match=words):
+        find_heads(ID, FILES[3:], hub_cache)
