@@ -44,7 +44,7 @@ def find_checkpoint(source: str | Path, cache_dir: str | Path | None = None, hea
     files = checkpoint_files(folder, ())
     missing = [path.name for path in files if not path.is_file()]
     if missing:
-        reason = explain_missing(folder, missing) or (WHOLE if is_folder else _explain_snapshot(folder) + WHOLE)
+        reason = explain_missing(folder, missing) or (WHOLE if is_folder else _explain_snapshot(folder))
         raise CheckpointError(f"{source} has no {' and no '.join(missing)}{reason}")
     for path in (*files, *(folder / name for name in heads)):
         check_pointer(path)
@@ -119,7 +119,9 @@ def _ways_without(source: str | Path, missing: Sequence[str]) -> str:
         "dense",
         *(output for output, file in zip(("sparse", "multivector"), HEAD_FILES, strict=True) if file not in missing),
     ]
-    ways = [f"export it without them (`bgem3 export {source} FOLDER --outputs {' '.join(outputs)}`, outputs={outputs})"]
+    ways = [
+        f"export it without them (`bgem3 export CHECKPOINT FOLDER --outputs {' '.join(outputs)}`, outputs={outputs})"
+    ]
     if str(source) != HEADS_FROM:
         ways.insert(
             0, f"take those of the model that it was tuned from (--heads-from {HEADS_FROM}, heads_from={HEADS_FROM!r})"
