@@ -4,8 +4,10 @@ import hashlib
 import json
 from dataclasses import dataclass, fields
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Literal
 
+Output = Literal["dense", "sparse", "multivector"]
+OUTPUTS: tuple[Output, ...] = ("dense", "sparse", "multivector")
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 PRECISIONS = ("fp16", "fp32", "int8")
@@ -21,6 +23,7 @@ class ModelSpec:
     """Dimensions and special token ids of the exported model.
 
     ``max_length`` counts tokens, CLS and EOS included; the ids are the checkpoint tokenizer's own.
+    ``multivector_size`` is 0 where the graphs have no such output.
     """
 
     hidden_size: int
@@ -48,6 +51,11 @@ class Artifact:
     spec: ModelSpec
     graphs: dict[tuple[str, str], str]
     manifest: dict[str, Any]
+
+    @property
+    def outputs(self) -> tuple[Output, ...]:
+        """Return the outputs that every graph has; a manifest that does not list them has all three."""
+        return _read_outputs(self.manifest)
 
     def graph(self, precision: str | None, device: str) -> tuple[str, Path]:
         """Return (precision, path) of the graph for a device; ``precision=None`` takes the first there is."""
@@ -118,7 +126,13 @@ def check_artifact(folder: Path, manifest: Any, *, check_hashes: bool = False) -
         graphs = {(graph["precision"], graph["device"]): graph["file"] for graph in manifest["graphs"]}
         files = {name: (entry["size"], entry["sha256"]) for name, entry in manifest["files"].items()}
         unlisted = sorted({*graphs.values(), "tokenizer.json"} - files.keys())
-        _ = manifest["source"]["id"], manifest["source"]["revision"], manifest["versions"], manifest["parity"]
+        _ = (
+            _read_outputs(manifest),
+            manifest["source"]["id"],
+            manifest["source"]["revision"],
+            manifest["versions"],
+            manifest["parity"],
+        )
     except (KeyError, TypeError, AttributeError) as error:
         raise ArtifactError(
             f"{folder / MANIFEST} lacks an entry or has a wrong one ({error!r}); export the checkpoint again"
@@ -137,6 +151,14 @@ def _read_spec(values: dict[str, Any]) -> ModelSpec:
         if type(value) not in (int, field.type):
             raise TypeError(f"{field.name} is {value!r}")
     return spec
+
+
+def _read_outputs(manifest: dict[str, Any]) -> tuple[Output, ...]:
+    listed = manifest.get("outputs", OUTPUTS)
+    outputs = tuple(name for name in OUTPUTS if name in listed)
+    if "dense" not in outputs or list(outputs) != list(listed):
+        raise TypeError(f"outputs is {listed!r}")
+    return outputs
 
 
 def _check_file(folder: Path, name: str, size: int, sha256: str | None) -> None:
