@@ -9,7 +9,6 @@ import json
 import os
 import secrets
 import shutil
-import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +16,9 @@ from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+
+from bgem3.scoring.array_files import map_npy
+from bgem3.scoring.index_file import read_index
 
 Arrays: TypeAlias = Mapping[str, NDArray[Any]]
 FORMAT = 1
@@ -41,23 +43,6 @@ def save_npz(path: Path, arrays: Arrays) -> None:
         np.savez(partial, **arrays)  # type: ignore[arg-type]
 
 
-def load_npz(path: Path) -> dict[str, NDArray[Any]]:
-    """Read the arrays of an .npz file into memory.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such file.
-    ValueError
-        If it is no .npz file, or holds something that would have to be unpickled.
-    """
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return dict(file)
-    except (zipfile.BadZipFile, EOFError, AttributeError) as error:
-        raise ValueError(f"{path} is not a whole .npz file of arrays ({error}); save it again") from error
-
-
 def save_parts(folder: Path, kind: str, parts: Sequence[Arrays | str], facts: Mapping[str, Any]) -> list[str]:
     """Make the folder hold these parts and no others.
 
@@ -78,7 +63,7 @@ def save_parts(folder: Path, kind: str, parts: Sequence[Arrays | str], facts: Ma
         If the folder holds something else.
     """
     if (folder / INDEX).exists():
-        _read_index(folder, kind)
+        read_index(folder / INDEX, kind, FORMAT)
     elif folder.exists() and any(path for path in folder.iterdir() if not path.name.startswith(("part-", "."))):
         raise ValueError(f"{folder} holds other files; save to a new folder, or to one that was saved before")
     folder.mkdir(parents=True, exist_ok=True)
@@ -105,16 +90,11 @@ def load_parts(folder: Path, kind: str) -> tuple[dict[str, dict[str, NDArray[Any
     ValueError
         If the folder holds another kind or format, or a file is damaged.
     """
-    index = _read_index(folder, kind)
-    parts = {name: {path.stem: _map(path) for path in sorted((folder / name).glob("*.npy"))} for name in index["parts"]}
+    index = read_index(folder / INDEX, kind, FORMAT)
+    parts = {
+        name: {path.stem: map_npy(path) for path in sorted((folder / name).glob("*.npy"))} for name in index["parts"]
+    }
     return parts, index
-
-
-def array_of(part: Mapping[str, NDArray[Any]], name: str, where: Path) -> NDArray[Any]:
-    """Return an array of a part, or raise ValueError saying which file is missing."""
-    if name not in part:
-        raise ValueError(f"{where} has no array {name!r}, found {sorted(part)}; save it again")
-    return part[name]
 
 
 def _write_part(folder: Path, arrays: Arrays) -> str:
@@ -123,26 +103,3 @@ def _write_part(folder: Path, arrays: Arrays) -> str:
     for array_name, array in arrays.items():
         np.save(folder / name / f"{array_name}.npy", array, allow_pickle=False)
     return name
-
-
-def _read_index(folder: Path, kind: str) -> dict[str, Any]:
-    path = folder / INDEX
-    if not path.is_file():
-        raise FileNotFoundError(f"{folder} is not a saved {kind}: it has no {INDEX}")
-    try:
-        index = json.loads(path.read_text(encoding="utf-8"))
-        found = index["format"], index["kind"]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is damaged ({error!r}); save the {kind} again") from error
-    if found != (FORMAT, kind):
-        raise ValueError(f"{folder} holds {found[1]} of format {found[0]}, expected {kind} of format {FORMAT}")
-    return dict(index)
-
-
-def _map(path: Path) -> NDArray[Any]:
-    """Map a .npy file; its pages are read when they are used."""
-    try:
-        mapped = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        raise ValueError(f"{path} is damaged ({error}); save it again") from error
-    return np.asarray(mapped)  # memmap's own indexing is slow
