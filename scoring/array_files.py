@@ -38,10 +38,8 @@ def read_npz(path: Path) -> dict[str, NDArray[Any]]:
         except MemoryError:
             raise
         except Exception as error:  # zipfile, its decompressors and NumPy's header parser raise a dozen kinds
-            raise ValueError(
-                f"{path} is not a whole .npz file of arrays ({name}{error or type(error).__name__}; nothing is unpickled); "
-                "save it again"
-            ) from error
+            what = f"{name}{error or type(error).__name__}; nothing is unpickled"
+            raise ValueError(f"{path} is not a whole .npz file of arrays ({what}); save it again") from error
     return arrays
 
 
