@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.sparse import csr_array, vstack
 
 from bgem3.scoring import payloads
-from bgem3.scoring.storage import array_of, load_npz, load_parts, save_npz, save_parts
+from bgem3.scoring.storage import array_of, load_npz, load_parts, locked_folder, save_npz, save_parts
 from bgem3.scoring.token_vectors import MultiVectors, ranges
 
 Output = TypeVar("Output")
@@ -113,18 +113,22 @@ class Embeddings:
     def save(self, path: str | Path) -> None:
         """Save to one .npz file if the name ends so, else to a folder that :meth:`load` opens memory-mapped.
 
-        What was there before is replaced in one step, or, if the save is stopped, left as it was.
+        What was there before is replaced in one step, or, if the save is stopped, left as it was. What was saved is on
+        disk when this returns. Processes that save to one folder wait for each other.
 
         Raises
         ------
         ValueError
             If ``path`` is a folder that holds something else.
+        OSError
+            If the disk is full or not writable; what was written is removed.
         """
         path = Path(path)
         if path.suffix == ".npz":
             save_npz(path, self._arrays())
         else:
-            save_parts(path, KIND, [self._arrays()], {})
+            with locked_folder(path, KIND):
+                save_parts(path, KIND, [self._arrays()], {})
 
     @classmethod
     def load(cls, path: str | Path) -> "Embeddings":

@@ -14,7 +14,7 @@ from bgem3.scoring.hybrid import Scores, Weights, check_weights, hybrid_scores
 from bgem3.scoring.multivector import multivector_candidate_scores
 from bgem3.scoring.ranking import top_k
 from bgem3.scoring.segment import Segment, checked_ids
-from bgem3.scoring.storage import Arrays, load_parts, save_parts
+from bgem3.scoring.storage import Arrays, load_parts, locked_folder, save_parts
 from bgem3.scoring.token_vectors import Storage
 
 By: TypeAlias = Literal["dense", "sparse", "both"]
@@ -53,8 +53,7 @@ class HybridSearcher:
 
     def __init__(self, segments: Sequence[Segment], folder: Path | None = None, names: Sequence[str] = ()) -> None:
         self._segments = list(segments)
-        self._folder = folder
-        self._names = list(names)
+        self._saved = {folder: list(names)} if folder else {}  # the first segments' names in each folder
 
     @classmethod
     def build(
@@ -154,20 +153,29 @@ class HybridSearcher:
         """Save to a folder that :meth:`open` takes; passages that it already holds are not written again.
 
         The folder changes in one step: a save that is stopped leaves what was saved before. Afterwards this searcher's
-        arrays are those on disk, mapped, and the memory they took is free.
+        arrays are those on disk, mapped, and the memory they took is free. Processes that save to one folder wait for
+        each other. Whatever index the folder holds is replaced, unless it was opened or saved by this searcher and has
+        changed since: then nothing is written, so that another's passages are not lost.
 
         Raises
         ------
         ValueError
             If the folder holds something else.
+        RuntimeError
+            If another save has replaced the index that this searcher opened or saved there.
+        OSError
+            If the disk is full or not writable; what was written is removed.
         """
         folder = Path(folder).resolve()
-        is_there = folder == self._folder and all((folder / name).is_dir() for name in self._names)
-        kept = self._names if is_there else []
-        parts: list[Arrays | str] = [*kept, *(segment.arrays() for segment in self._segments[len(kept) :])]
-        save_parts(folder, KIND, parts, {"n_passages": len(self)})
-        saved = HybridSearcher.open(folder)
-        self._segments, self._folder, self._names = saved._segments, folder, saved._names
+        with locked_folder(folder, KIND):
+            segments, known = list(self._segments), self._saved.get(folder)
+            is_there = known is not None and all((folder / name).is_dir() for name in known)
+            kept = known if known and is_there else []
+            parts: list[Arrays | str] = [*kept, *(segment.arrays() for segment in segments[len(kept) :])]
+            save_parts(folder, KIND, parts, {"n_passages": sum(len(segment.ids) for segment in segments)}, known)
+            saved = HybridSearcher.open(folder)
+            self._saved |= saved._saved
+            self._segments[: len(segments)] = saved._segments  # passages may have been appended meanwhile
 
     @classmethod
     def open(cls, folder: str | Path) -> "HybridSearcher":
