@@ -179,7 +179,8 @@ def interrupt() -> NoReturn:
     raise KeyboardInterrupt
 
 
-def stop_at_each_step(job: str, path: Path, stop: Callable[[], None]) -> int:
+def stop_at_each_step(job: str, path: Path, stop: Callable[[], None], is_first: bool) -> int:
+    """Stop a save at each of its steps in turn, and save again after each; the first save of all, or a later one."""
     _, save, read = JOBS[job]
     version, number, status = 1, 0, -1
 
@@ -189,8 +190,14 @@ def stop_at_each_step(job: str, path: Path, stop: Callable[[], None]) -> int:
 
     save(path, version)
     while status:
+        if is_first:
+            remove(path)
         _, status = os.waitpid(in_child(stopped), 0)
-        found = read(path)
+        try:
+            found = read(path)
+        except FileNotFoundError:
+            assert is_first
+            found = version
         assert found in ((version, version + 1) if status else (version + 1,)), f"{found} for {version} after {number}"
         version, number = found + 1, number + 1
         save(path, version)
@@ -255,10 +262,9 @@ def main() -> None:
     job, place, way, n = sys.argv[1:]
     path = Path(place, JOBS[job][0])
     os.fsync = lambda descriptor: None  # what is killed is not the system
-    if way == "killed":
-        print(stop_at_each_step(job, path, kill))
-    elif way == "interrupted":
-        print(stop_at_each_step(job, path, interrupt))
+    if way in ("killed", "interrupted"):
+        stop = kill if way == "killed" else interrupt
+        print(min(stop_at_each_step(job, path, stop, is_first) for is_first in (True, False)))
     elif way == "full":
         print(fill_disk(job, path, int(n)))
     else:
