@@ -12,7 +12,7 @@ from scipy.sparse import csr_array, vstack
 
 from bgem3.scoring import payloads
 from bgem3.scoring.array_files import read_npz
-from bgem3.scoring.storage import load_parts, save_npz, save_parts
+from bgem3.scoring.storage import load_parts, locked_folder, save_npz, save_parts
 from bgem3.scoring.stored_arrays import DAMAGED, FLOATS, INTEGERS, StoredArrays
 from bgem3.scoring.token_vectors import MultiVectors, ranges
 
@@ -115,18 +115,22 @@ class Embeddings:
     def save(self, path: str | Path) -> None:
         """Save to one .npz file if the name ends so, else to a folder that :meth:`load` opens memory-mapped.
 
-        What was there before is replaced in one step, or, if the save is stopped, left as it was.
+        What was there before is replaced in one step, or, if the save is stopped, left as it was. What was saved is on
+        disk when this returns. Processes that save to one folder wait for each other.
 
         Raises
         ------
         ValueError
             If ``path`` is a folder that holds something else.
+        OSError
+            If the disk is full or not writable; what was written is removed.
         """
         path = Path(path)
         if path.suffix == ".npz":
             save_npz(path, self._arrays())
         else:
-            save_parts(path, KIND, [self._arrays()], {})
+            with locked_folder(path, KIND):
+                save_parts(path, KIND, [self._arrays()], {})
 
     @classmethod
     def load(cls, path: str | Path) -> "Embeddings":

@@ -18,7 +18,7 @@ from bgem3.scoring.index_file import check_number
 from bgem3.scoring.multivector import multivector_candidate_scores
 from bgem3.scoring.ranking import top_k
 from bgem3.scoring.segment import Segment, check_segments
-from bgem3.scoring.storage import Arrays, load_parts, save_parts
+from bgem3.scoring.storage import Arrays, load_parts, locked_folder, save_parts
 from bgem3.scoring.stored_arrays import StoredArrays
 from bgem3.scoring.token_vectors import Storage
 
@@ -59,9 +59,8 @@ class HybridSearcher:
 
     def __init__(self, segments: Sequence[Segment], folder: Path | None = None, names: Sequence[str] = ()) -> None:
         self._segments = tuple(segments)  # replaced, never changed: a search keeps to the one that it began with
-        self._folder = folder
-        self._names = list(names)
-        self._locks: dict[int, threading.RLock] = {}
+        self._saved = {folder: list(names)} if folder else {}  # the first segments' names in each folder
+        self._locks: dict[int, threading.Lock] = {}
 
     @classmethod
     def build(
@@ -163,21 +162,31 @@ class HybridSearcher:
         """Save to a folder that :meth:`open` takes; passages that it already holds are not written again.
 
         The folder changes in one step: a save that is stopped leaves what was saved before. Afterwards this searcher's
-        arrays are those on disk, mapped, and the memory they took is free.
+        arrays are those on disk, mapped, and the memory they took is free. Processes that save to one folder wait for
+        each other. Whatever index the folder holds is replaced, unless it was opened or saved by this searcher and has
+        changed since: then nothing is written, so that another's passages are not lost.
 
         Raises
         ------
         ValueError
             If the folder holds something else.
+        RuntimeError
+            If another save has replaced the index that this searcher opened or saved there.
+        OSError
+            If the disk is full or not writable; what was written is removed.
         """
-        with self._lock:  # appending waits
-            folder = Path(folder).resolve()
-            is_there = folder == self._folder and all((folder / name).is_dir() for name in self._names)
-            kept = self._names if is_there else []
-            parts: list[Arrays | str] = [*kept, *(segment.arrays() for segment in self._segments[len(kept) :])]
-            save_parts(folder, KIND, parts, {"n_passages": len(self)})
+        folder = Path(folder).resolve()
+        with locked_folder(folder, KIND):
+            segments, known = self._segments, self._saved.get(folder)
+            is_there = known is not None and all((folder / name).is_dir() for name in known)
+            kept = known if known and is_there else []
+            parts: list[Arrays | str] = [*kept, *(segment.arrays() for segment in segments[len(kept) :])]
+            save_parts(folder, KIND, parts, {"n_passages": sum(len(segment.ids) for segment in segments)}, known)
             saved = HybridSearcher.open(folder)
-            self._segments, self._folder, self._names = saved._segments, folder, saved._names
+            with self._lock:
+                self._saved = self._saved | saved._saved
+                appended = self._segments[len(segments) :]  # meanwhile
+                self._segments = saved._segments + appended
 
     @classmethod
     def open(cls, folder: str | Path) -> "HybridSearcher":
@@ -219,9 +228,9 @@ class HybridSearcher:
         return f"HybridSearcher({len(self)} passages, multi-vectors in {self.storage})"
 
     @property
-    def _lock(self) -> threading.RLock:
+    def _lock(self) -> threading.Lock:
         """The lock of what changes the corpus: one a process, because a forked child would wait for ever for ours."""
-        return self._locks.setdefault(os.getpid(), threading.RLock())
+        return self._locks.setdefault(os.getpid(), threading.Lock())
 
     def __getstate__(self) -> dict[str, Any]:
         with self._lock:
