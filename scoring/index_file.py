@@ -46,11 +46,11 @@ def read_index(path: Path, kind: str, version: int) -> dict[str, Any]:
         raise ValueError(
             f"{path.parent} holds {found_kind[:80]} of format {found_format!s:.80}, expected {kind} of format {version}"
         )
-    for name in _value(path, kind, index, "parts", list):
-        if not isinstance(name, str) or not PART.fullmatch(name):
-            raise _error(path, kind, f"a part's name must be like 'part-0123456789ab', found {name!r:.80}")
-    if len(set(index["parts"])) < len(index["parts"]):
-        raise _error(path, kind, f"it names a part twice, found {index['parts']!r:.200}")
+    parts = index.get("parts")
+    if not isinstance(parts, list) or not all(isinstance(name, str) and PART.fullmatch(name) for name in parts):
+        raise _error(path, kind, f"it lists the parts {parts!r:.80}, expected names like 'part-0123456789ab'")
+    if len(set(parts)) < len(parts):
+        raise _error(path, kind, f"it lists a part twice, found {parts!r:.200}")
     return index
 
 

@@ -93,7 +93,7 @@ def infinite() -> Iterator[int]:
 
 REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "bool": (lambda: [0, True], "found bool True at position 1"),
-    "numpy bool": (lambda: np.array([True, False]), "found bool.* True at position 0"),
+    "numpy bool": (lambda: np.array([True, False]), "found bool.*True_? at position 0"),
     "float": (lambda: [1, 2.5], "found float 2.5 at position 1"),
     "whole float": (lambda: np.array([1.0, 2.0]), "found float64 .*1.0.* at position 0"),
     "NaN": (lambda: pandas.Series([1, None]), "found float .* at position 0"),

@@ -412,7 +412,7 @@ def test_an_index_that_names_a_part_twice_or_one_that_is_not_there_is_refused(sa
     path = folder / storage.INDEX
     index = json.loads(path.read_text())
     path.write_text(json.dumps(index | {"parts": index["parts"][:1] * 2}))
-    with pytest.raises(ValueError, match="it names a part twice"):
+    with pytest.raises(ValueError, match="it lists a part twice"):
         HybridSearcher.open(folder)
     path.write_text(json.dumps(index | {"parts": [*index["parts"], PART]}))
     with pytest.raises((ValueError, FileNotFoundError), match=PART):
