@@ -1,7 +1,7 @@
 """Ids of texts, as plain Python numbers and strings, or as one array of either."""
 
 import operator
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from itertools import islice
 from typing import Any
 from uuid import UUID
@@ -38,7 +38,9 @@ def plain_ids(ids: Iterable[Any] | None, n_texts: int, rule: str = EITHER) -> Se
     except TypeError as error:
         raise ValueError(f"ids must be a list of one id per text, found {type(ids).__name__} {ids!r:.80}") from error
     if len(found) != n_texts:
-        number = len(ids) if hasattr(ids, "__len__") else f"more than {n_texts}" if len(found) > n_texts else len(found)
+        number: int | str = f"more than {n_texts}" if len(found) > n_texts else len(found)
+        if isinstance(ids, Sized):
+            number = len(ids)
         raise ValueError(f"ids must be one per text, found {number} for {n_texts} texts")
     return [_plain(value, position, rule) for position, value in enumerate(found)]
 
@@ -84,7 +86,7 @@ def id_array(ids: Iterable[Any] | None, n_texts: int, first: int) -> NDArray[Any
         return np.arange(first, first + n_texts)
     plain = one_kind(plain_ids(ids, n_texts, DIFFERENT), DIFFERENT)
     array = np.array(plain, np.int64 if not plain or isinstance(plain[0], int) else np.str_)
-    positions: dict[int | str, int] = {}
+    positions: dict[object, int] = {}
     for position, (value, stored) in enumerate(zip(plain, array.tolist(), strict=True)):
         if value != stored:
             raise ValueError(f"ids must not end with a NUL character, found {value!r:.80} at position {position}")

@@ -1,6 +1,7 @@
 """Ids of texts: whatever iterable holds them, they are plain numbers or strings, or refused with their position."""
 
 import array
+import functools
 import itertools
 import json
 import uuid
@@ -9,7 +10,7 @@ from enum import IntEnum
 from typing import Any
 
 import numpy as np
-import pandas
+import pandas  # type: ignore[import-untyped]
 import pyarrow
 import pytest
 import torch
@@ -51,7 +52,7 @@ NUMBERS: dict[str, Callable[[], Any]] = {
     "pyarrow chunked": lambda: pyarrow.chunked_array([[3], [4]]),
     "torch": lambda: torch.tensor([3, 4]),
     "scalars": lambda: [np.int8(3), np.uint64(4)],
-    **{dtype: (lambda dtype=dtype: np.array([3, 4], dtype)) for dtype in ("i1", "u2", "i4", "i8", "u8", ">i4", "O")},
+    **{dtype: functools.partial(np.array, [3, 4], dtype) for dtype in ("i1", "u2", "i4", "i8", "u8", ">i4", "O")},
 }
 STRINGS: dict[str, Callable[[], Any]] = {
     "list": lambda: UUIDS,
@@ -167,7 +168,7 @@ def test_a_searcher_refuses_ids_that_name_two_passages_or_change(ids: Any, messa
 
 
 def test_qdrant_takes_numbers_beside_uuids_up_to_the_largest_and_none_below_0() -> None:
-    ids = [2**64 - 1, UUIDS[0]]
+    ids: list[int | str] = [2**64 - 1, UUIDS[0]]
     assert [point["id"] for point in TEXTS.to_qdrant(ids)] == ids
     for wrong in (-1, 2**64):
         with pytest.raises(ValueError, match=f"from 0 to 18446744073709551615, found {wrong} at position 1"):

@@ -130,7 +130,7 @@ EMBEDDINGS_DAMAGE = {
 }  # fmt: skip
 
 
-def cases(damage: dict[str, dict[str, Callable[[Array], Array]]]) -> Any:
+def cases(damage: dict[str, dict[str, Callable[[Array], Array]]]) -> pytest.MarkDecorator:
     """Parametrize over every array and everything that can be wrong with it, and its absence."""
     missing = [pytest.param(name, None, id=f"{name}-missing") for name in damage]
     return pytest.mark.parametrize(
@@ -490,7 +490,7 @@ def fuzz(use: Callable[[Path], None], place: Path, opened: Path, seeds: range) -
         names = rng.choice(sorted(arrays), 1 + rng.integers(0, 3), replace=False)
         with np.errstate(all="ignore"):
             write(place, arrays | {name: fuzzed(arrays[name], rng) for name in names})
-        found = outcome(use, opened)  # type: ignore[arg-type]
+        found = outcome(use, opened)
         if found and not found.startswith("ValueError: "):
             wrong.append(f"seed {seed}, {names}: {found}")
     return wrong
@@ -566,7 +566,7 @@ def test_a_matrix_of_any_layout_gives_the_same_scores() -> None:
     expected = sparse_scores(matrix, matrix)
     for layout in ("csr", "csc", "coo", "bsr", "lil", "dok", "dia"):
         np.testing.assert_array_equal(sparse_scores(matrix.asformat(layout), matrix.asformat(layout)), expected)
-    np.testing.assert_array_equal(sparse_scores(matrix.toarray(), matrix.toarray()), expected)  # type: ignore[arg-type]
+    np.testing.assert_array_equal(sparse_scores(matrix.toarray(), matrix.toarray()), expected)
 
 
 PACKED = np.eye(4, dtype=np.float32)
@@ -579,7 +579,7 @@ PACKED = np.eye(4, dtype=np.float32)
             MultiVectors(PACKED, np.array(offsets))
             for offsets in ([0, 5], [0, 10**15], [-1, 4], [0, 3, 2, 4], [[0, 4]])
         ),
-        MultiVectors(PACKED, np.array([0.0, 4.0])),  # type: ignore[arg-type]
+        MultiVectors(PACKED, np.array([0.0, 4.0])),
         MultiVectors(PACKED, np.array([], np.int64)),
         MultiVectors(PACKED.ravel(), np.array([0, 16])),
         MultiVectors(PACKED.astype(np.int8), np.array([0, 4])),
