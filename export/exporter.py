@@ -6,7 +6,6 @@ import json
 import logging
 import os
 import shutil
-import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -41,6 +40,7 @@ from bgem3.runtime.artifact import (
 from bgem3.runtime.native import NATIVE_GRAPH
 from bgem3.runtime.parity import ParityError, Reference, check_graphs, check_parity
 from bgem3.runtime.portable import PORTABLE, check_portable
+from bgem3.scoring.atomic_files import recover, whole_folder
 
 DTYPES: dict[str, type[np.float16] | type[np.float32]] = {"fp16": np.float16, "fp32": np.float32}
 LIBRARIES = ("bgem3", "numpy", "onnx", "optimum-onnx", "tokenizers", "torch", "transformers")
@@ -64,7 +64,8 @@ def export_model(
     """Export a BGE-M3 checkpoint to an artifact folder and verify it.
 
     The folder is written beside ``target`` under a hidden name, compared with the checkpoint's own PyTorch
-    outputs, and renamed whole; whatever stops the export, ``target`` is left as it was.
+    outputs, and takes the target's place in one step; whatever stops the export, ``target`` is left as it was. What a
+    killed export left is removed by the next one to the same target.
 
     Parameters
     ----------
@@ -103,6 +104,7 @@ def export_model(
     precisions = _check_precisions(precisions, portable)
     outputs = _check_outputs(outputs, heads_from)
     target = Path(target)
+    recover(target.absolute())  # before the check: a killed export may have renamed the target
     _check_target(target, overwrite)
     checkpoint = load_checkpoint(source, cache_dir, outputs=outputs, heads_from=heads_from)
     with _new_folder(target, overwrite) as folder:
@@ -164,30 +166,17 @@ def _check_target(target: Path, overwrite: bool) -> None:
 
 @contextmanager
 def _new_folder(target: Path, overwrite: bool) -> Iterator[Path]:
-    """Give a temporary folder beside the target and rename it to the target, or remove it if anything fails."""
+    """Give a temporary folder that becomes the target when the block ends; say so if it cannot be written."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    folder = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}.partial"
-    replaced = folder.with_suffix(".replaced")
-    folder.mkdir()
     try:
-        yield folder
-        _check_target(target, overwrite)  # again: it may have been made since
-        if os.path.lexists(target):
-            target.rename(replaced)
-        folder.rename(target)
-    except BaseException as error:
-        if os.path.lexists(replaced):
-            replaced.rename(target)
-        shutil.rmtree(folder, ignore_errors=True)
-        if not isinstance(error, OSError) or isinstance(error, FileExistsError):
+        with whole_folder(target, lambda path: overwrite and is_artifact(path)) as folder:
+            yield folder
+    except OSError as error:
+        if isinstance(error, FileExistsError):
             raise
         free = shutil.disk_usage(target.parent).free / 1e9
         reason = f"{error.strerror or error} ({free:.1f} GB free)"
         raise OSError(error.errno or errno.EIO, f"writing {target} failed: {reason}; nothing was kept") from error
-    if replaced.is_symlink():
-        replaced.unlink()
-    elif replaced.exists():
-        shutil.rmtree(replaced)
 
 
 def _write_precision(checkpoint: Checkpoint, folder: Path, precision: str, show_progress: bool) -> list[dict[str, str]]:

@@ -1,7 +1,6 @@
 """BenchReport: what a benchmark measured so far, kept on disk, under a time limit."""
 
 import json
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -12,6 +11,7 @@ from rich.console import Group
 from rich.table import Column, Table
 
 from bgem3.runtime.session import onnxruntime_errors
+from bgem3.scoring.atomic_files import whole_file
 
 PARTS = ("matrix_rate", "parity", "attention_kernels", "memory", "breakdown", "scenarios")
 """The parts of a report, in the order in which they are measured."""
@@ -88,9 +88,8 @@ class BenchReport:
         self.data |= {"failed": failures(self.data), "seconds": time.perf_counter() - self._start}
         if self._path is not None:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            partial = self._path.with_name(f".{self._path.name}.partial")
-            partial.write_text(json.dumps(self.data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-            os.replace(partial, self._path)
+            with whole_file(self._path) as file:
+                file.write((json.dumps(self.data, indent=2, ensure_ascii=False) + "\n").encode())
         return value
 
     def say(self, what: str) -> None:

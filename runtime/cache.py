@@ -3,7 +3,6 @@
 import importlib
 import importlib.util
 import logging
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -51,8 +50,6 @@ def find_or_export(source: str | Path, precision: str, cache_dir: str | Path | N
     _require_export_extra(source, precision)
     with _writing(root), FileLock(f"{target}.lock"):
         if not is_artifact(target):
-            for killed in root.glob(f".{target.name}.*.partial"):
-                shutil.rmtree(killed)
             logger.info("exporting %s to %s, once", source, target)
             export = importlib.import_module("bgem3.export")
             export.export_model(source, target, (precision,), show_progress=True, cache_dir=cache_dir)

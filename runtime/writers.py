@@ -1,20 +1,22 @@
 """Embeddings to files: JSON lines, .npz or .parquet."""
 
+import codecs
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO, TextIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bgem3.scoring import Embeddings
-from bgem3.scoring.storage import whole_file
+from bgem3.scoring.atomic_files import whole_file
+from bgem3.scoring.storage import write_npz
 
 SUFFIXES = (".jsonl", ".npz", ".parquet")
 
 
-def write_jsonl(chunks: Iterable[Embeddings], file: TextIO) -> None:
+def write_jsonl(chunks: Iterable[Embeddings], file: TextIO | codecs.StreamWriter) -> None:
     """Write one JSON object per text: ``n_tokens``, ``truncated`` and the outputs there are.
 
     ``sparse`` is an object of token id to weight, ``multivector`` a list of vectors.
@@ -26,6 +28,8 @@ def write_jsonl(chunks: Iterable[Embeddings], file: TextIO) -> None:
 
 def write_file(chunks: Iterable[Embeddings], path: Path) -> None:
     """Write embeddings in the format of the path's suffix; the file appears whole or not at all.
+
+    A file that is there keeps its mode; a link is kept, and the file that it points to is replaced.
 
     .npz is what ``Embeddings.load`` takes: ``n_tokens``, ``truncated``, ``dense``, ``sparse_data/indices/indptr/shape``
     (CSR), ``sparse_first_seen``, and ``multivector`` (packed) with ``multivector_offsets``; .parquet has one row per
@@ -39,14 +43,13 @@ def write_file(chunks: Iterable[Embeddings], path: Path) -> None:
         If .parquet is asked for and pyarrow is not installed.
     """
     check_suffix(path)
-    with whole_file(path) as partial:
+    with whole_file(path) as file:
         if path.suffix == ".jsonl":
-            with partial.open("w", encoding="utf-8") as file:
-                write_jsonl(chunks, file)
+            write_jsonl(chunks, codecs.getwriter("utf-8")(file))
         elif path.suffix == ".npz":
-            Embeddings.concatenate(list(chunks)).save(partial)
+            write_npz(file, Embeddings.concatenate(list(chunks))._arrays())
         else:
-            _write_parquet(chunks, partial)
+            _write_parquet(chunks, file)
 
 
 def check_suffix(path: Path) -> None:
@@ -68,7 +71,7 @@ def _rows(chunk: Embeddings) -> Iterator[dict[str, Any]]:
         yield row
 
 
-def _write_parquet(chunks: Iterable[Embeddings], path: Path) -> None:
+def _write_parquet(chunks: Iterable[Embeddings], file: BinaryIO) -> None:
     try:
         import pyarrow
         import pyarrow.parquet
@@ -78,7 +81,7 @@ def _write_parquet(chunks: Iterable[Embeddings], path: Path) -> None:
     try:
         for chunk in chunks:
             table = pyarrow.table(_arrow_columns(chunk, pyarrow))
-            writer = writer or pyarrow.parquet.ParquetWriter(path, table.schema)
+            writer = writer or pyarrow.parquet.ParquetWriter(file, table.schema)
             writer.write_table(table)
     finally:
         if writer is not None:

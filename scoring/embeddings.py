@@ -1,7 +1,7 @@
 """What the encoder gives for a list of texts: the input of every score."""
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -11,7 +11,9 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.sparse import csr_array, vstack
 
 from bgem3.scoring import payloads
-from bgem3.scoring.storage import array_of, load_npz, load_parts, save_npz, save_parts
+from bgem3.scoring.array_files import read_npz
+from bgem3.scoring.storage import load_parts, locked_folder, save_npz, save_parts
+from bgem3.scoring.stored_arrays import DAMAGED, FLOATS, INTEGERS, StoredArrays
 from bgem3.scoring.token_vectors import MultiVectors, ranges
 
 Output = TypeVar("Output")
@@ -113,18 +115,22 @@ class Embeddings:
     def save(self, path: str | Path) -> None:
         """Save to one .npz file if the name ends so, else to a folder that :meth:`load` opens memory-mapped.
 
-        What was there before is replaced in one step, or, if the save is stopped, left as it was.
+        What was there before is replaced in one step, or, if the save is stopped, left as it was. What was saved is on
+        disk when this returns. Processes that save to one folder wait for each other.
 
         Raises
         ------
         ValueError
             If ``path`` is a folder that holds something else.
+        OSError
+            If the disk is full or not writable; what was written is removed.
         """
         path = Path(path)
         if path.suffix == ".npz":
             save_npz(path, self._arrays())
         else:
-            save_parts(path, KIND, [self._arrays()], {})
+            with locked_folder(path, KIND):
+                save_parts(path, KIND, [self._arrays()], {})
 
     @classmethod
     def load(cls, path: str | Path) -> "Embeddings":
@@ -141,11 +147,13 @@ class Embeddings:
         """
         path = Path(path)
         if path.suffix == ".npz":
-            arrays = load_npz(path)
+            arrays = read_npz(path)
         else:
             parts, _ = load_parts(path, KIND)
+            if len(parts) != 1:
+                raise ValueError(f"{path}: embeddings are one part, found {len(parts)}; {DAMAGED}")
             (arrays,) = parts.values()
-        return cls._from_arrays(arrays, path)
+        return cls._from_arrays(StoredArrays(arrays, path))
 
     def to_flag(self) -> dict[str, Any]:
         """Return FlagEmbedding's form: ``dense_vecs``, ``lexical_weights`` and ``colbert_vecs``, None if not held.
@@ -159,15 +167,15 @@ class Embeddings:
             "colbert_vecs": list(self.multivector) if "multivector" in held else None,
         }
 
-    def to_qdrant(self, ids: Sequence[int | str] | None = None) -> list[dict[str, Any]]:
+    def to_qdrant(self, ids: Iterable[int | str] | None = None) -> list[dict[str, Any]]:
         """Return one point per text; see :func:`bgem3.scoring.payloads.qdrant_points`."""
         return payloads.qdrant_points(self, ids)
 
-    def to_milvus(self, ids: Sequence[int | str] | None = None) -> list[dict[str, Any]]:
+    def to_milvus(self, ids: Iterable[int | str] | None = None) -> list[dict[str, Any]]:
         """Return one row per text; see :func:`bgem3.scoring.payloads.milvus_rows`."""
         return payloads.milvus_rows(self, ids)
 
-    def to_vespa(self, ids: Sequence[int | str] | None = None) -> list[dict[str, Any]]:
+    def to_vespa(self, ids: Iterable[int | str] | None = None) -> list[dict[str, Any]]:
         """Return one document per text; see :func:`bgem3.scoring.payloads.vespa_documents`."""
         return payloads.vespa_documents(self, ids)
 
@@ -184,24 +192,25 @@ class Embeddings:
             arrays |= {f"sparse_{part}": getattr(self._sparse, part) for part in ("data", "indices", "indptr")}
             arrays |= {"sparse_shape": np.array(self._sparse.shape), "sparse_first_seen": self._text_order}
         if self._multivector is not None:
-            arrays |= self._multivector.arrays()
+            arrays |= self._multivector.without_gaps().arrays()
+        self._from_arrays(StoredArrays(arrays, "these embeddings cannot be saved", "loading would refuse it"))
         return arrays
 
     @classmethod
-    def _from_arrays(cls, arrays: Mapping[str, NDArray[Any]], path: Path) -> "Embeddings":
-        sparse = None
-        if "sparse_data" in arrays:
-            data, indices, indptr, shape = (
-                array_of(arrays, f"sparse_{part}", path) for part in ("data", "indices", "indptr", "shape")
-            )
-            sparse = csr_array((data, indices, indptr), shape=tuple(shape.tolist()))
+    def _from_arrays(cls, stored: StoredArrays) -> "Embeddings":
+        n_tokens = stored.take("n_tokens", INTEGERS, (None,))
+        n_texts, sparse, first_seen = len(n_tokens), None, None
+        if "sparse_data" in stored:
+            sparse = stored.lexical_weights(n_texts)
+            if "sparse_first_seen" in stored:
+                first_seen = stored.order_within_rows("sparse_first_seen", sparse.indptr)
         return cls(
-            n_tokens=array_of(arrays, "n_tokens", path),
-            truncated=array_of(arrays, "truncated", path),
-            dense=arrays.get("dense"),
+            n_tokens=n_tokens,
+            truncated=stored.take("truncated", ("bool",), (n_texts,)),
+            dense=stored.take("dense", FLOATS, (n_texts, None)) if "dense" in stored else None,
             sparse=sparse,
-            first_seen=arrays.get("sparse_first_seen"),
-            multivector=MultiVectors.from_arrays(arrays, path) if "multivector" in arrays else None,
+            first_seen=first_seen,
+            multivector=MultiVectors.from_arrays(stored, n_texts) if "multivector" in stored else None,
         )
 
     def __getitem__(self, index: int | slice | ArrayLike) -> "Embeddings":

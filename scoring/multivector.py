@@ -39,7 +39,7 @@ def multivector_scores(
     Raises
     ------
     ValueError
-        If the widths differ, the mask does not fit, or the budget is too small.
+        If the widths or the offsets do not fit, nor the mask, or the budget is too small.
 
     Examples
     --------
@@ -89,6 +89,9 @@ def multivector_pair_scores(
     >>> multivector_pair_scores([np.array([[1.0, 0.0]])], [np.array([[0.5, 0.5], [-1.0, 0.0]])]).tolist()
     [0.5]
     """
+    for side in (queries, passages):
+        if isinstance(side, MultiVectors):
+            side.check()
     if len(queries) != len(passages):
         raise ValueError(f"pairs need as many queries as passages, found {len(queries)} and {len(passages)}")
     scores = np.zeros(len(queries), np.float32)
@@ -224,6 +227,9 @@ def _check(
     passage_mask: NDArray[np.bool_] | None,
 ) -> tuple[MultiVectors, MultiVectors]:
     query_vectors, passage_vectors = MultiVectors.pack(queries), MultiVectors.pack(passages)
+    query_vectors.check()
+    passage_vectors.check()
+    query_vectors = query_vectors.without_gaps()
     widths = [side.packed.shape[1] for side in (query_vectors, passage_vectors) if len(side)]
     if len(set(widths)) > 1:
         raise ValueError(

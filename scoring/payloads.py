@@ -1,16 +1,20 @@
 """Embeddings in the forms that vector databases take, as plain dicts: no client library is needed here."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from bgem3.scoring.ids import check_range, one_kind, plain_ids
+
 if TYPE_CHECKING:
     from bgem3.scoring.embeddings import Embeddings
 
+UINT64 = range(2**64)
 
-def qdrant_points(embeddings: "Embeddings", ids: Sequence[int | str] | None = None) -> list[dict[str, Any]]:
+
+def qdrant_points(embeddings: "Embeddings", ids: Iterable[int | str] | None = None) -> list[dict[str, Any]]:
     """Return a point per text, with named vectors ``dense``, ``sparse`` and ``multivector``, those that are held.
 
     Each point is what ``qdrant_client.models.PointStruct(**point)`` takes, and Qdrant's REST API as JSON. The
@@ -21,20 +25,23 @@ def qdrant_points(embeddings: "Embeddings", ids: Sequence[int | str] | None = No
     Parameters
     ----------
     embeddings : N texts
-    ids : N whole numbers or UUIDs; None for 0 to N - 1
+    ids : N whole numbers from 0 to 2**64 - 1, or UUIDs; any iterable, None for 0 to N - 1. NumPy's and pandas' values
+        become plain ints and strs, a ``uuid.UUID`` its string.
 
     Raises
     ------
     ValueError
-        If the number of ids differs.
+        If the number of ids differs, or one is neither; the message names its position.
     """
+    plain = plain_ids(ids, len(embeddings))
+    check_range(plain, UINT64)
     return [
         {"id": text_id, "vector": vectors, "payload": {}}
-        for text_id, vectors in zip(check_ids(ids, len(embeddings)), _qdrant_vectors(embeddings), strict=True)
+        for text_id, vectors in zip(plain, _qdrant_vectors(embeddings), strict=True)
     ]
 
 
-def milvus_rows(embeddings: "Embeddings", ids: Sequence[int | str] | None = None) -> list[dict[str, Any]]:
+def milvus_rows(embeddings: "Embeddings", ids: Iterable[int | str] | None = None) -> list[dict[str, Any]]:
     """Return a row per text for ``MilvusClient.insert``: ``id``, and ``dense``, ``sparse``, ``multivector`` if held.
 
     ``dense`` is for a FLOAT_VECTOR field, ``sparse`` ({token id: weight}) for a SPARSE_FLOAT_VECTOR one, both with
@@ -44,9 +51,9 @@ def milvus_rows(embeddings: "Embeddings", ids: Sequence[int | str] | None = None
 
     Parameters, Raises
     ------------------
-    As :func:`qdrant_points`; ids are INT64 or VARCHAR.
+    As :func:`qdrant_points`; ids are all INT64 or all VARCHAR.
     """
-    rows: list[dict[str, Any]] = [{"id": text_id} for text_id in check_ids(ids, len(embeddings))]
+    rows: list[dict[str, Any]] = [{"id": text_id} for text_id in one_kind(plain_ids(ids, len(embeddings)))]
     for i, row in enumerate(rows):
         if "dense" in embeddings.outputs:
             row["dense"] = embeddings.dense[i].tolist()
@@ -58,7 +65,7 @@ def milvus_rows(embeddings: "Embeddings", ids: Sequence[int | str] | None = None
     return rows
 
 
-def vespa_documents(embeddings: "Embeddings", ids: Sequence[int | str] | None = None) -> list[dict[str, Any]]:
+def vespa_documents(embeddings: "Embeddings", ids: Iterable[int | str] | None = None) -> list[dict[str, Any]]:
     """Return a document per text for pyvespa's ``feed_iterable``: ``id`` (str), ``fields`` with what is held.
 
     The fields' types, D and M being the widths: ``dense`` tensor<float>(x[D]), ``sparse`` tensor<float>(token{}),
@@ -66,10 +73,10 @@ def vespa_documents(embeddings: "Embeddings", ids: Sequence[int | str] | None = 
 
     Parameters, Raises
     ------------------
-    As :func:`qdrant_points`.
+    As :func:`qdrant_points`; ids are any whole numbers or strings.
     """
     documents = []
-    for i, text_id in enumerate(check_ids(ids, len(embeddings))):
+    for i, text_id in enumerate(plain_ids(ids, len(embeddings))):
         fields: dict[str, Any] = {}
         if "dense" in embeddings.outputs:
             fields["dense"] = {"values": embeddings.dense[i].tolist()}
@@ -81,15 +88,6 @@ def vespa_documents(embeddings: "Embeddings", ids: Sequence[int | str] | None = 
             fields["multivector"] = {"blocks": {str(place): vector for place, vector in enumerate(vectors)}}
         documents.append({"id": str(text_id), "fields": fields})
     return documents
-
-
-def check_ids(ids: Sequence[int | str] | None, n_texts: int) -> Sequence[int | str]:
-    """Return ids of texts, 0 to N - 1 for None; ValueError if their number is not N."""
-    if ids is None:
-        return range(n_texts)
-    if len(ids) != n_texts:
-        raise ValueError(f"ids must be one per text, found {len(ids)} for {n_texts} texts")
-    return ids
 
 
 def _qdrant_vectors(embeddings: "Embeddings") -> list[dict[str, Any]]:

@@ -1,14 +1,12 @@
 """An inverted index of lexical weights: for each token id, the passages that hold it and their weights."""
 
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import csr_array
+from scipy.sparse import coo_array, csr_array
 
-from bgem3.scoring.storage import array_of
+from bgem3.scoring.stored_arrays import StoredArrays
 
 NAMES = ("tokens", "starts", "passages", "weights", "common_tokens", "common_weights")
 
@@ -47,7 +45,7 @@ class Postings:
 
     @classmethod
     def build(cls, weights: csr_array) -> "Postings":
-        """Invert (P, V) lexical weights, one row per passage."""
+        """Invert (P, V) lexical weights that :func:`checked_rows` gave, one row per passage."""
         columns = weights.tocsc()
         columns.sum_duplicates()
         n_held = np.diff(columns.indptr)
@@ -74,9 +72,14 @@ class Postings:
         -------
         (Q, P) float32 array; nothing else of that size is made
 
+        Raises
+        ------
+        ValueError
+            If a posting that is used names no passage, in a file that was damaged.
+
         Examples
         --------
-        >>> from scipy.sparse import csr_array
+        >>> from scipy.sparse import coo_array, csr_array
         >>> postings = Postings.build(csr_array([[0.0, 2.0], [1.0, 1.0]]))
         >>> postings.scores(csr_array([[0.0, 0.5]])).tolist()
         [[1.0, 0.5]]
@@ -88,10 +91,17 @@ class Postings:
         scores = common @ self.common_weights  # (Q, P)
         places, is_held = _find(self.tokens, query_weights.indices)
         indptr = query_weights.indptr.tolist()
-        for row, first, last in zip(scores, indptr[:-1], indptr[1:], strict=True):
-            for entry in (first + np.flatnonzero(is_held[first:last])).tolist():
-                posting = slice(self.starts[places[entry]], self.starts[places[entry] + 1])
-                row[self.passages[posting]] += query_weights.data[entry] * self.weights[posting]
+        passages = self.passages.view(np.uint32)  # a negative number is out of range, too: NumPy raises for both
+        try:
+            for row, first, last in zip(scores, indptr[:-1], indptr[1:], strict=True):
+                for entry in (first + np.flatnonzero(is_held[first:last])).tolist():
+                    posting = slice(self.starts[places[entry]], self.starts[places[entry] + 1])
+                    row[passages[posting]] += query_weights.data[entry] * self.weights[posting]
+        except IndexError as error:
+            raise ValueError(
+                f"postings must name passages from 0 to {scores.shape[1] - 1}, found others ({error}); the corpus was "
+                "damaged: build and save it again"
+            ) from error
         return scores
 
     def arrays(self) -> dict[str, NDArray[Any]]:
@@ -99,9 +109,52 @@ class Postings:
         return {f"posting_{name}": getattr(self, name) for name in NAMES}
 
     @classmethod
-    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]], where: Path) -> "Postings":
-        """Put together what was read from ``where``; ValueError if an array is missing."""
-        return cls(*(array_of(arrays, f"posting_{name}", where) for name in NAMES))
+    def from_arrays(cls, stored: StoredArrays, n_passages: int, vocabulary_size: int) -> "Postings":
+        """Put together what was read from a file; ValueError if an array is missing or does not fit.
+
+        What is as long as the corpus (``passages`` and ``weights``) is not read: :meth:`scores` checks what it uses.
+        """
+        tokens = stored.ascending("posting_tokens", ("int32",), vocabulary_size)
+        common_tokens = stored.ascending("posting_common_tokens", ("int32",), vocabulary_size)
+        if _find(tokens, common_tokens)[1].any():
+            raise stored.error("arrays 'posting_tokens' and 'posting_common_tokens' share a token id")
+        passages = stored.take("posting_passages", ("int32",), (None,))
+        return cls(
+            tokens,
+            stored.offsets("posting_starts", len(tokens), len(passages)),
+            passages,
+            stored.take("posting_weights", ("float32",), passages.shape),
+            common_tokens,
+            stored.take("posting_common_weights", ("float32",), (len(common_tokens), n_passages)),
+        )
+
+
+def checked_rows(weights: csr_array, dtype: type[np.float32] | None = None) -> csr_array:
+    """Return lexical weights as a csr_array whose indices are in range: SciPy writes wherever they point to.
+
+    Parameters
+    ----------
+    weights : a (texts, vocabulary) array, sparse in any layout or not
+    dtype : of the result; None leaves it
+
+    Raises
+    ------
+    ValueError
+        If an index is out of range, or offsets do not ascend.
+    """
+    try:
+        layout = getattr(weights, "format", None)
+        if layout in ("csc", "bsr"):
+            weights.check_format(full_check=True)
+        elif layout == "coo":
+            weights = coo_array((weights.data, (weights.row, weights.col)), shape=weights.shape)  # checks its indices
+        rows = csr_array(weights, dtype=dtype)
+        rows.check_format(full_check=True)
+    except ValueError as error:
+        raise ValueError(
+            f"sparse weights must be a sound (texts, vocabulary) csr_array, such as Embeddings.sparse, found {error}"
+        ) from error
+    return rows
 
 
 def _find(tokens: NDArray[np.int32], wanted: NDArray[np.integer]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:

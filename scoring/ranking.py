@@ -13,12 +13,17 @@ def top_k(scores: NDArray[np.float32], k: int) -> NDArray[np.int64]:
 
     Parameters
     ----------
-    scores : (Q, P) float32 array without NaN
+    scores : (Q, P) float32 array
     k : at least 1; all P columns if there are fewer
 
     Returns
     -------
     (Q, min(k, P)) int64 array
+
+    Raises
+    ------
+    ValueError
+        If a score is NaN.
 
     Examples
     --------
@@ -30,7 +35,12 @@ def top_k(scores: NDArray[np.float32], k: int) -> NDArray[np.int64]:
     k = min(k, n_passages)
     best = np.empty((n_queries, k), np.int64)
     for i, row in enumerate(scores if k else ()):
-        kth = np.partition(row, n_passages - k)[n_passages - k]
+        largest = np.partition(row, n_passages - k)[n_passages - k :]  # the k-th first, NaN last
+        if np.isnan(largest).any():
+            raise ValueError(
+                "a score is NaN: the vectors of a query or passage hold NaN or infinity; encode them again"
+            )
+        kth = largest[0]
         above = np.flatnonzero(row > kth)
         chosen = np.concatenate([above, np.flatnonzero(row == kth)[: k - len(above)]])
         best[i] = chosen[np.lexsort((chosen, -row[chosen]))]

@@ -4,7 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array, sparray, spmatrix
 
-from bgem3.scoring.postings import Postings
+from bgem3.scoring.postings import Postings, checked_rows
 
 
 def sparse_scores(query_weights: csr_array, passage_weights: csr_array) -> NDArray[np.float32]:
@@ -25,7 +25,7 @@ def sparse_scores(query_weights: csr_array, passage_weights: csr_array) -> NDArr
     Raises
     ------
     ValueError
-        If the vocabularies differ in size.
+        If the vocabularies differ in size, or a matrix holds an index out of range.
 
     Examples
     --------
@@ -52,7 +52,7 @@ def sparse_pair_scores(query_weights: csr_array, passage_weights: csr_array) -> 
     Raises
     ------
     ValueError
-        If the shapes differ.
+        If the shapes differ, or a matrix holds an index out of range.
 
     Examples
     --------
@@ -75,10 +75,7 @@ def _check(query_weights: csr_array, passage_weights: csr_array) -> tuple[csr_ar
                 "sparse weights must be a (texts, vocabulary) csr_array, such as Embeddings.sparse, "
                 f"found {type(weights).__name__}{getattr(weights, 'shape', '')}"
             )
-    queries, passages = (
-        csr_array(query_weights, dtype=np.float32),
-        csr_array(passage_weights, dtype=np.float32),
-    )
+    queries, passages = (checked_rows(weights, np.float32) for weights in (query_weights, passage_weights))
     if queries.shape[1] != passages.shape[1]:
         raise ValueError(
             f"sparse weights must share one vocabulary, found {queries.shape[1]} and {passages.shape[1]} "

@@ -1,72 +1,84 @@
 """Named arrays on disk: one .npz file, or a folder of parts that opens memory-mapped. Nothing is pickled.
 
-A folder holds ``index.json`` and one sub-folder of .npy files per part. Parts are written first, under new names;
-then ``index.json``, which lists them, is replaced in one step; then parts that are no longer listed are removed. A save
-that is stopped at any point leaves what the folder held before. One process may write to a folder at a time.
+A folder holds ``index.json`` and one sub-folder of .npy files per part. A save writes new parts under new names. It
+then replaces ``index.json``, which lists the parts, in one step, and removes the parts that are no longer listed.
+``.unlisted`` names the parts that a save adds and removes. If the save is stopped, the next one removes those of them
+that ``index.json`` does not list, and nothing else. A process locks ``.lock`` while it saves. Readers need no lock: if
+``index.json`` has changed while they opened the parts, they open them again.
 """
 
 import json
-import os
 import secrets
-import shutil
-import zipfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
+from filelock import FileLock
 from numpy.typing import NDArray
+
+from bgem3.scoring.array_files import map_npy
+from bgem3.scoring.atomic_files import is_temporary, remove, sync_tree, whole_file
+from bgem3.scoring.index_file import PART, read_index
 
 Arrays: TypeAlias = Mapping[str, NDArray[Any]]
 FORMAT = 1
-INDEX = "index.json"
-
-
-@contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """Give a file beside ``path``, of the same suffix, to write to; it takes its place once it is whole."""
-    partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
-    try:
-        partial.touch()  # a folder that cannot be written to is noticed at once
-        yield partial
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+INDEX, LOCK, UNLISTED = "index.json", ".lock", ".unlisted"
+N_TRIES = 1000  # times that a folder is read or locked anew because another process changed it meanwhile
 
 
 def save_npz(path: Path, arrays: Arrays) -> None:
     """Write arrays to one .npz file, whole or not at all."""
-    with whole_file(path) as partial:
-        np.savez(partial, **arrays)  # type: ignore[arg-type]
+    with whole_file(path) as file:
+        write_npz(file, arrays)
 
 
-def load_npz(path: Path) -> dict[str, NDArray[Any]]:
-    """Read the arrays of an .npz file into memory.
+def write_npz(file: BinaryIO, arrays: Arrays) -> None:
+    """Write arrays to an open file in the .npz format."""
+    np.savez(file, **arrays)  # type: ignore[arg-type]
+
+
+@contextmanager
+def locked_folder(folder: Path, kind: str) -> Iterator[None]:
+    """Make a folder if there is none, and keep other processes and threads from saving to it until the block ends.
+
+    If the block raises before anything was ever saved there, the folder is left as it was found.
 
     Raises
     ------
-    FileNotFoundError
-        If there is no such file.
     ValueError
-        If it is no .npz file, or holds something that would have to be unpickled.
+        If the folder holds something else.
     """
+    _check_folder(folder, kind)
+    is_new = not folder.exists()
+    lock = _lock(folder)
     try:
-        with np.load(path, allow_pickle=False) as file:
-            return dict(file)
-    except (zipfile.BadZipFile, EOFError, AttributeError) as error:
-        raise ValueError(f"{path} is not a whole .npz file of arrays ({error}); save it again") from error
+        _check_folder(folder, kind)  # again: it may have changed since
+        yield
+    except BaseException:
+        if not (folder / INDEX).exists():
+            with suppress(OSError):  # Windows removes no open file; a folder that is not empty stays
+                (folder / LOCK).unlink()
+                if is_new:
+                    folder.rmdir()
+        raise
+    finally:
+        lock.release()
 
 
-def save_parts(folder: Path, kind: str, parts: Sequence[Arrays | str], facts: Mapping[str, Any]) -> list[str]:
-    """Make the folder hold these parts and no others.
+def save_parts(
+    folder: Path, kind: str, parts: Sequence[Arrays | str], facts: Mapping[str, Any], known: Sequence[str] | None = None
+) -> list[str]:
+    """Make a folder hold these parts and no others; call it in a block of :func:`locked_folder`.
 
     Parameters
     ----------
-    folder : made if there is none
+    folder : a locked folder
     kind : what the parts are, checked by :func:`load_parts`
     parts : arrays to write, or the name of a part that the folder already holds
     facts : kept in ``index.json``; anything that JSON can hold
+    known : the parts that the folder must hold, if it holds any; None if they may be any
 
     Returns
     -------
@@ -74,25 +86,37 @@ def save_parts(folder: Path, kind: str, parts: Sequence[Arrays | str], facts: Ma
 
     Raises
     ------
-    ValueError
-        If the folder holds something else.
+    RuntimeError
+        If the folder holds other parts than those known.
+    OSError
+        If the disk is full or not writable. What was written is removed.
     """
-    if (folder / INDEX).exists():
-        _read_index(folder, kind)
-    elif folder.exists() and any(path for path in folder.iterdir() if not path.name.startswith(("part-", "."))):
-        raise ValueError(f"{folder} holds other files; save to a new folder, or to one that was saved before")
-    folder.mkdir(parents=True, exist_ok=True)
-    names = [part if isinstance(part, str) else _write_part(folder, part) for part in parts]
-    with whole_file(folder / INDEX) as partial:
-        partial.write_text(json.dumps({"format": FORMAT, "kind": kind, "parts": names, **facts}, indent=1) + "\n")
-    for old in folder.glob("part-*"):
-        if old.name not in names:
-            shutil.rmtree(old, ignore_errors=True)  # where a mapped file cannot be removed, the next save does it
+    listed = _listed(folder, kind)
+    if known is not None and listed and listed != list(known):
+        raise RuntimeError(
+            f"{folder} no longer holds the {kind} that was opened or saved here: another save has replaced it. Nothing "
+            "was written; open it again and repeat the change, or save to another folder"
+        )
+    left = _remove_unlisted(folder, listed)
+    names = [part if isinstance(part, str) else f"part-{secrets.token_hex(6)}" for part in parts]
+    unlisted = [*left, *(name for name in (*names, *listed) if (name in names) != (name in listed))]
+    if unlisted:
+        with whole_file(folder / UNLISTED) as file:
+            file.write("".join(f"{name}\n" for name in unlisted).encode())
+    try:
+        for name, part in zip(names, parts, strict=True):
+            if not isinstance(part, str):
+                _write_part(folder / name, part)
+        index = {"format": FORMAT, "kind": kind, "parts": names, **facts}
+        with whole_file(folder / INDEX) as file:
+            file.write((json.dumps(index, indent=1) + "\n").encode())
+    finally:
+        _remove_unlisted(folder, _listed(folder, kind))
     return names
 
 
 def load_parts(folder: Path, kind: str) -> tuple[dict[str, dict[str, NDArray[Any]]], dict[str, Any]]:
-    """Open a folder's parts memory-mapped, read-only.
+    """Open a folder's parts memory-mapped, read-only. While others save, they are those before or after a save, whole.
 
     Returns
     -------
@@ -101,48 +125,89 @@ def load_parts(folder: Path, kind: str) -> tuple[dict[str, dict[str, NDArray[Any
     Raises
     ------
     FileNotFoundError
-        If the folder has no ``index.json``, or a part's file is missing.
+        If the folder has no ``index.json``, or a part is missing.
     ValueError
         If the folder holds another kind or format, or a file is damaged.
+    RuntimeError
+        If the folder changes all the time.
     """
-    index = _read_index(folder, kind)
-    parts = {name: {path.stem: _map(path) for path in sorted((folder / name).glob("*.npy"))} for name in index["parts"]}
-    return parts, index
+    for _ in range(N_TRIES):
+        index = _read_index(folder, kind)
+        error: Exception | None = None
+        try:
+            parts = {name: _map_part(folder / name) for name in index["parts"]}
+        except (OSError, ValueError) as caught:
+            error = caught
+        if _read_index(folder, kind) == index:  # else a save may have removed parts before they were mapped
+            if error is not None:
+                raise error
+            return parts, index
+    raise RuntimeError(f"{folder} could not be opened: it was saved {N_TRIES} times meanwhile; try again")
 
 
-def array_of(part: Mapping[str, NDArray[Any]], name: str, where: Path) -> NDArray[Any]:
-    """Return an array of a part, or raise ValueError saying which file is missing."""
-    if name not in part:
-        raise ValueError(f"{where} has no array {name!r}, found {sorted(part)}; save it again")
-    return part[name]
+def _check_folder(folder: Path, kind: str) -> None:
+    """Raise ValueError if a save to the folder could harm what it holds."""
+    if not folder.exists():
+        return
+    if (folder / INDEX).exists():
+        _read_index(folder, kind)
+        return
+    ours = {LOCK, UNLISTED, *_noted(folder)}  # left by a first save that was stopped
+    others = sorted(path.name for path in folder.iterdir() if path.name not in ours and not is_temporary(path.name))
+    if others:
+        names = ", ".join(map(repr, others[:3])) + (", ..." if len(others) > 3 else "")
+        raise ValueError(
+            f"{folder} holds other files ({names}) and no {INDEX}; save to a new folder, or to one saved before"
+        )
 
 
-def _write_part(folder: Path, arrays: Arrays) -> str:
-    name = f"part-{secrets.token_hex(6)}"
-    (folder / name).mkdir()
-    for array_name, array in arrays.items():
-        np.save(folder / name / f"{array_name}.npy", array, allow_pickle=False)
-    return name
+def _lock(folder: Path) -> FileLock:
+    """Lock a folder for saving; made anew if another process, whose first save failed, removes it meanwhile."""
+    for _ in range(N_TRIES):
+        folder.mkdir(parents=True, exist_ok=True)
+        with suppress(FileNotFoundError):
+            lock = FileLock(folder / LOCK, mode=folder.stat().st_mode & 0o666)  # for all who may write to the folder
+            lock.acquire()
+            return lock
+    raise FileNotFoundError(f"{folder} was removed {N_TRIES} times while it was to be locked")
+
+
+def _listed(folder: Path, kind: str) -> list[str]:
+    """Return the names of the parts that a folder's index lists; none if it has no index."""
+    return list(_read_index(folder, kind)["parts"]) if (folder / INDEX).exists() else []
+
+
+def _noted(folder: Path) -> list[str]:
+    """Return the names of the parts that a save which did not end was to add or remove."""
+    path = folder / UNLISTED
+    if path.is_symlink() or not path.is_file():
+        return []
+    return [name for name in path.read_text(encoding="utf-8", errors="replace").split("\n") if PART.fullmatch(name)]
+
+
+def _remove_unlisted(folder: Path, listed: Sequence[str]) -> list[str]:
+    """Remove the noted parts that are not listed; return those that cannot be removed, as mapped files on Windows."""
+    noted = [name for name in _noted(folder) if name not in listed]
+    for name in noted:
+        remove(folder / name)
+    left = [name for name in noted if (folder / name).exists()]
+    if not left:
+        (folder / UNLISTED).unlink(missing_ok=True)
+    return left
+
+
+def _write_part(folder: Path, arrays: Arrays) -> None:
+    folder.mkdir()
+    for name, array in arrays.items():
+        np.save(folder / f"{name}.npy", array, allow_pickle=False)
+    sync_tree(folder)
+
+
+def _map_part(folder: Path) -> dict[str, NDArray[Any]]:
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} is missing, but {INDEX} lists it; save the whole again to a new folder")
+    return {path.stem: map_npy(path) for path in sorted(folder.glob("*.npy"))}
 
 
 def _read_index(folder: Path, kind: str) -> dict[str, Any]:
-    path = folder / INDEX
-    if not path.is_file():
-        raise FileNotFoundError(f"{folder} is not a saved {kind}: it has no {INDEX}")
-    try:
-        index = json.loads(path.read_text(encoding="utf-8"))
-        found = index["format"], index["kind"]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is damaged ({error!r}); save the {kind} again") from error
-    if found != (FORMAT, kind):
-        raise ValueError(f"{folder} holds {found[1]} of format {found[0]}, expected {kind} of format {FORMAT}")
-    return dict(index)
-
-
-def _map(path: Path) -> NDArray[Any]:
-    """Map a .npy file; its pages are read when they are used."""
-    try:
-        mapped = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        raise ValueError(f"{path} is damaged ({error}); save it again") from error
-    return np.asarray(mapped)  # memmap's own indexing is slow
+    return read_index(folder / INDEX, kind, FORMAT)

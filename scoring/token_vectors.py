@@ -1,13 +1,12 @@
 """The token vectors of many texts, packed, and stored as float32, float16 or int8."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal, TypeAlias, get_args, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bgem3.scoring.storage import array_of
+from bgem3.scoring.stored_arrays import FLOATS, StoredArrays, wrong_offsets
 from bgem3.scoring.widening import ROWS_PER_STEP, as_float32
 
 Storage: TypeAlias = Literal["float32", "float16", "int8"]
@@ -76,7 +75,7 @@ class MultiVectors(Sequence[NDArray[np.float32]]):
         kinds = {(part.storage, part.packed.shape[1]) for part in parts if len(part)}
         if len(kinds) > 1 or not parts:
             raise ValueError(f"multi-vectors must have one storage and width, found {sorted(kinds)}")
-        parts = [part for part in parts if len(part)] or parts[:1]  # of no texts, any width will do
+        parts = [part.without_gaps() for part in parts if len(part)] or parts[:1]  # of no texts, any width will do
         starts = np.cumsum([0] + [len(part.packed) for part in parts])
         offsets = [part.offsets[1:] + start for part, start in zip(parts, starts, strict=False)]
         scales = [part.scales for part in parts if part.scales is not None]
@@ -109,11 +108,30 @@ class MultiVectors(Sequence[NDArray[np.float32]]):
         return arrays if self.scales is None else arrays | {"multivector_scales": self.scales}
 
     @classmethod
-    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]], where: Path) -> "MultiVectors":
-        """Put together what was read from ``where``; ValueError if an array is missing."""
-        packed, offsets = (array_of(arrays, name, where) for name in ("multivector", "multivector_offsets"))
-        scales = array_of(arrays, "multivector_scales", where) if packed.dtype == np.int8 else None
+    def from_arrays(cls, stored: StoredArrays, n_texts: int) -> "MultiVectors":
+        """Put together what was read from a file; ValueError if an array is missing or does not fit."""
+        packed = stored.take("multivector", (*FLOATS, "int8"), (None, None))
+        offsets = stored.offsets("multivector_offsets", n_texts, len(packed))
+        is_int8 = packed.dtype == np.int8
+        scales = stored.take("multivector_scales", ("float32",), (len(packed),)) if is_int8 else None
         return cls(packed, offsets, scales)
+
+    def check(self) -> None:
+        """Raise ValueError if the offsets or scales do not fit the packed vectors."""
+        packed, offsets, scales = self.packed, self.offsets, self.scales
+        if packed.ndim != 2:
+            raise ValueError(f"packed multi-vectors must be (vectors, dims), found the shape {packed.shape}")
+        if wrong := wrong_offsets(offsets, len(packed), has_gaps=True):
+            raise ValueError(f"offsets of multi-vectors {wrong}")
+        if scales is None if packed.dtype == np.int8 else scales is not None:
+            raise ValueError(f"int8 multi-vectors need scales and others none, found {packed.dtype} and {scales!r:.80}")
+        if scales is not None and scales.shape != packed.shape[:1]:
+            raise ValueError(f"scales must be one a vector, found {scales.shape} for {len(packed)} vectors")
+
+    def without_gaps(self) -> "MultiVectors":
+        """Return the same texts, packed so that they own every row; itself if they do."""
+        is_whole = self.offsets[0] == 0 and self.offsets[-1] == len(self.packed)
+        return self if is_whole else self.take(np.arange(len(self)))
 
     def stored_as(self, storage: Storage) -> tuple["MultiVectors", float]:
         """Return a copy in another storage, and how far off its vectors are: the largest ``‖v - stored v‖``.

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from bgem3.scoring.atomic_files import whole_file
 from bgem3.scoring.dense import dense_scores
 from bgem3.scoring.embeddings import Embeddings
 from bgem3.scoring.hybrid import Weights, hybrid_scores
@@ -48,7 +49,7 @@ class Tuning:
         return "\n".join(lines)
 
     def plot(self, path: str | Path) -> None:
-        """Draw the quality over the simplex, to a file in a format that matplotlib knows by its suffix.
+        """Draw the quality over the simplex, to a file in a format that matplotlib knows by its suffix; none for .png.
 
         Raises
         ------
@@ -79,7 +80,9 @@ class Tuning:
         axes.set(xlim=(-0.15, 1.15), ylim=(-0.2, 1.1), aspect="equal")
         axes.axis("off")
         axes.legend(loc="upper left")
-        figure.savefig(path)
+        path = Path(path) if Path(path).suffix else Path(f"{path}.png")
+        with whole_file(path) as file:
+            figure.savefig(file, format=path.suffix[1:])
 
 
 def tune_weights(

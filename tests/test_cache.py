@@ -9,6 +9,7 @@ import pytest
 
 from bgem3.runtime import BGEM3FlagModel, cache
 from bgem3.runtime.source import checkpoint_hash
+from bgem3.scoring import atomic_files
 
 CODE = """
 import sys
@@ -59,7 +60,8 @@ def test_two_processes_that_start_at_once_share_one_export(random_checkpoint: Pa
 
 
 def test_what_a_killed_export_left_is_cleared_away(random_checkpoint: Path, tmp_path: Path) -> None:
-    left = tmp_path / "bgem3" / f".{checkpoint_hash(random_checkpoint)[:32]}-fp16-v1.0123abcd.partial"
+    target = tmp_path / "bgem3" / f"{checkpoint_hash(random_checkpoint)[:32]}-fp16-v1"
+    left = atomic_files._temporary(target, "partial")
     left.mkdir(parents=True)
     (left / "weights.bin").write_bytes(b"half")
     BGEM3FlagModel(random_checkpoint, devices="cpu", cache_dir=tmp_path)

@@ -21,6 +21,7 @@ from bgem3.export.reference import reference_outputs
 from bgem3.export.weights import encoder_tensors
 from bgem3.runtime import ArtifactError, BGEM3Model, cli, parity
 from bgem3.runtime.artifact import read_artifact
+from bgem3.scoring.atomic_files import _temporary, is_temporary
 
 TIMEOUT = 120.0  # seconds for a process that takes ten
 
@@ -128,29 +129,6 @@ def test_an_overwriting_export_that_fails_leaves_the_old_artifact(
     assert contents(target) == contents(random_artifact)
     with BGEM3Model.load(target, "cpu", "fp32", check_hashes=True) as model:
         np.testing.assert_array_equal(model.encode(["text"]).dense, random_model.encode(["text"]).dense)
-
-
-@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(errno.EIO, "broken")], ids=repr)
-def test_a_failure_between_the_two_renames_puts_the_old_artifact_back(
-    random_checkpoint: Path,
-    random_artifact: Path,
-    target: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    error: BaseException,
-) -> None:
-    def rename(path: Path, to: Path) -> Path:
-        if path.suffix == ".partial":
-            assert not target.exists()
-            raise error
-        return original(path, to)
-
-    original = Path.rename
-    copytree(random_artifact, target)
-    monkeypatch.setattr(Path, "rename", rename)
-    with pytest.raises(type(error)):
-        export_model(random_checkpoint, target, "fp32", overwrite=True)
-    assert list(target.parent.iterdir()) == [target]
-    assert contents(target) == contents(random_artifact)
 
 
 def test_overwriting_replaces_the_artifact_whole(random_checkpoint: Path, random_artifact: Path, target: Path) -> None:
@@ -295,13 +273,25 @@ def test_a_killed_export_leaves_no_target_and_nothing_that_loads(
         _, errors = process.communicate(timeout=TIMEOUT)
     assert process.returncode == -signal.SIGKILL, errors
     (partial,) = target.parent.iterdir()
-    assert partial.name.startswith(".artifact.")
-    assert partial.suffix == ".partial"
+    assert is_temporary(partial.name)
     assert (partial / "fp32/weights.bin").stat().st_size == (random_artifact / "fp32/weights.bin").stat().st_size
     with pytest.raises(ArtifactError, match="not an artifact folder"):
         BGEM3Model.load(partial)
-    export_model(random_checkpoint, target, "fp32")  # what is left is not in the way
+    export_model(random_checkpoint, target, "fp32")
+    assert list(target.parent.iterdir()) == [target], "what a killed export left is removed"
     BGEM3Model.load(target, check_hashes=True).close()
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_an_artifact_that_a_killed_export_left_renamed_is_restored_at_the_start(
+    random_checkpoint: Path, random_artifact: Path, target: Path, monkeypatch: pytest.MonkeyPatch, overwrite: bool
+) -> None:
+    copytree(random_artifact, _temporary(target, "replaced"))
+    stop_at("load_checkpoint", KeyboardInterrupt(), monkeypatch)
+    with pytest.raises((KeyboardInterrupt, FileExistsError)):
+        export_model(random_checkpoint, target, "fp32", overwrite=overwrite)
+    assert list(target.parent.iterdir()) == [target]
+    assert contents(target) == contents(random_artifact)
 
 
 def test_ctrl_c_ends_the_export_command_with_status_130_and_leaves_nothing(
@@ -310,7 +300,7 @@ def test_ctrl_c_ends_the_export_command_with_status_130_and_leaves_nothing(
     with start(INTERRUPTIBLE, random_checkpoint, target) as process:
         assert process.stdout
         assert process.stdout.readline() == "waiting\n"
-        assert list(target.parent.glob(".artifact.*.partial/fp16/weights.bin"))
+        assert list(target.parent.glob(".bgem3-*.partial/fp16/weights.bin"))
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=TIMEOUT)
     assert process.returncode == 130, errors

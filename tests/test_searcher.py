@@ -1,6 +1,5 @@
 """Search over a whole corpus: exact, the same after saving, and the old index whole whatever stops a save."""
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,7 +23,6 @@ from bgem3.scoring.ranking import top_k
 from bgem3.scoring.searcher import BYS, By
 from bgem3.scoring.token_vectors import STORAGES, Storage
 from tests.corpus import make_embeddings
-from tests.killing import stop_everywhere
 
 WEIGHTS = (0.5, 0.3, 0.9)
 NAMES = ("dense", "sparse", "multivector", "hybrid")
@@ -122,23 +120,6 @@ def test_a_saved_searcher_gives_the_same_bits_and_takes_more_passages(tmp_path: 
     assert_same_results(HybridSearcher.open(tmp_path / "copy").search(queries), after)
     assert opened.storage == storage
     assert repr(opened) == f"HybridSearcher(80 passages, multi-vectors in {storage})"
-
-
-def test_a_killed_save_leaves_the_old_index_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    queries, folder = make_embeddings(1, 3), tmp_path / "index"
-    HybridSearcher.build(make_embeddings(2, 9)).save(folder)
-    before = HybridSearcher.open(folder).search(queries)
-    larger = HybridSearcher.open(folder)
-    larger.append(make_embeddings(3, 9))
-    after = larger.search(queries)
-    n_stopped = stop_everywhere(
-        lambda: larger.save(folder),
-        lambda: assert_same_results(HybridSearcher.open(folder).search(queries), before),
-        monkeypatch,
-    )
-    assert n_stopped > 10
-    assert_same_results(HybridSearcher.open(folder).search(queries), after)
-    assert len(os.listdir(folder)) == 3, "index.json and two parts: what killed saves left is removed"
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,121 @@
+"""Ids of texts, as plain Python numbers and strings, or as one array of either."""
+
+import operator
+from collections.abc import Iterable, Mapping, Sequence, Sized
+from itertools import islice
+from typing import Any
+from uuid import UUID
+
+import numpy as np
+from numpy.typing import NDArray
+
+INT64 = range(-(2**63), 2**63)
+EITHER = "ids must be whole numbers or strings"
+DIFFERENT = "ids must be different whole numbers, or different strings"
+
+
+def plain_ids(ids: Iterable[Any] | None, n_texts: int, rule: str = EITHER) -> Sequence[int | str]:
+    """Return ids as ints and strs, which JSON takes: 0 to N - 1 for None.
+
+    Parameters
+    ----------
+    ids : N whole numbers or strings; any iterable in a fixed order, of Python's, NumPy's, pandas' or Arrow's values.
+        A UUID becomes its string.
+    n_texts : N
+    rule : what ids must be, for messages
+
+    Raises
+    ------
+    ValueError
+        If their number is not N, or one is neither; the message names its position.
+    """
+    if ids is None:
+        return range(n_texts)
+    if isinstance(ids, (str, bytes, bytearray, Mapping, set, frozenset)) or getattr(ids, "ndim", 1) != 1:
+        raise ValueError(f"ids must be a list of one id per text, found {type(ids).__name__} {ids!r:.80}")
+    try:
+        found = list(islice(ids, n_texts + 1))  # no more: itertools.count() has no end
+    except TypeError as error:
+        raise ValueError(f"ids must be a list of one id per text, found {type(ids).__name__} {ids!r:.80}") from error
+    if len(found) != n_texts:
+        number: int | str = f"more than {n_texts}" if len(found) > n_texts else len(found)
+        if isinstance(ids, Sized):
+            number = len(ids)
+        raise ValueError(f"ids must be one per text, found {number} for {n_texts} texts")
+    return [_plain(value, position, rule) for position, value in enumerate(found)]
+
+
+def one_kind(ids: Sequence[int | str], rule: str = EITHER) -> Sequence[int] | Sequence[str]:
+    """Return ids that are all strings, or all whole numbers that int64 holds.
+
+    Raises
+    ------
+    ValueError
+        If they are not; the message names the position.
+    """
+    if isinstance(ids, range):
+        return ids
+    for position, value in enumerate(ids):
+        if isinstance(value, str) != isinstance(ids[0], str):
+            raise ValueError(
+                f"{rule}, all of one kind, found {ids[0]!r:.80} at position 0 and {value!r:.80} at position {position}"
+            )
+    check_range(ids, INT64)
+    return ids  # type: ignore[return-value]
+
+
+def check_range(ids: Sequence[int | str], numbers: range) -> None:
+    """Raise ValueError, naming the position, if an id is a number outside of a range."""
+    for position, value in enumerate(ids):
+        if not isinstance(value, str) and value not in numbers:
+            raise ValueError(
+                f"ids must be from {numbers.start} to {numbers.stop - 1}, found {value} at position {position}; "
+                "pass them as strings"
+            )
+
+
+def id_array(ids: Iterable[Any] | None, n_texts: int, first: int) -> NDArray[Any]:
+    """Return different ids as an int64 or str array (N,): the numbers from ``first`` on for None.
+
+    Raises
+    ------
+    ValueError
+        As :func:`plain_ids` and :func:`one_kind`, and if an id is repeated.
+    """
+    if ids is None:
+        return np.arange(first, first + n_texts)
+    plain = one_kind(plain_ids(ids, n_texts, DIFFERENT), DIFFERENT)
+    array = np.array(plain, np.int64 if not plain or isinstance(plain[0], int) else np.str_)
+    positions: dict[object, int] = {}
+    for position, (value, stored) in enumerate(zip(plain, array.tolist(), strict=True)):
+        if value != stored:
+            raise ValueError(f"ids must not end with a NUL character, found {value!r:.80} at position {position}")
+        if value in positions:
+            raise ValueError(f"{DIFFERENT}, found {value!r:.80} at positions {positions[value]} and {position}")
+        positions[value] = position
+    return array
+
+
+def has_repeats(ids: NDArray[Any]) -> bool:
+    """Return whether an int64 or str array (N,) holds a value twice."""
+    if (ids[1:] > ids[:-1]).all():  # as the numbers that None gives
+        return False
+    if ids.dtype.kind == "U":
+        return len(set(ids.tolist())) < len(ids)  # faster than to sort them
+    ordered = np.sort(ids)
+    return bool((ordered[1:] == ordered[:-1]).any())
+
+
+def _plain(value: Any, position: int, rule: str) -> int | str:
+    if hasattr(value, "as_py"):  # an Arrow scalar
+        value = value.as_py()
+    if isinstance(value, str):
+        return str.__str__(value)  # NumPy's too
+    if isinstance(value, UUID):
+        return str(value)
+    if not isinstance(value, (bool, np.bool_)):
+        try:
+            return operator.index(value)
+        except TypeError:
+            pass
+    raise ValueError(f"{rule}, found {type(value).__name__} {value!r:.80} at position {position}")

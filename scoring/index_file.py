@@ -1,0 +1,72 @@
+"""The ``index.json`` of a saved folder: read, and every value that is used checked."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from bgem3.scoring.stored_arrays import DAMAGED
+
+LARGEST = 64 << 20  # bytes; a million parts take less
+PART = re.compile(r"part-[0-9a-f]{12}")  # so that no name leads out of the folder
+
+
+def read_index(path: Path, kind: str, version: int) -> dict[str, Any]:
+    """Return an index whose ``format`` is a version and whose ``parts`` are different names of sub-folders.
+
+    Parameters
+    ----------
+    path : the file
+    kind : what the folder must hold
+    version : the format it must have
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If it is damaged, or of another kind or format.
+    """
+    if not path.exists():
+        raise FileNotFoundError(f"{path.parent} is not a saved {kind}: it has no {path.name}")
+    if not path.is_file():  # to open a pipe would wait for ever
+        raise _error(path, kind, "it is no regular file")
+    with path.open("rb") as file:
+        content = file.read(LARGEST + 1)
+    if len(content) > LARGEST:
+        raise _error(path, kind, f"it has more than {LARGEST} bytes")
+    try:
+        index = json.loads(content.decode())
+    except (ValueError, RecursionError) as error:
+        raise _error(path, kind, f"it is no JSON in UTF-8 ({error})") from error
+    if not isinstance(index, dict):
+        raise _error(path, kind, f"expected an object, found {index!r:.80}")
+    found_format, found_kind = _value(path, kind, index, "format", int), _value(path, kind, index, "kind", str)
+    if (found_format, found_kind) != (version, kind):
+        raise ValueError(
+            f"{path.parent} holds {found_kind[:80]} of format {found_format!s:.80}, expected {kind} of format {version}"
+        )
+    parts = index.get("parts")
+    if not isinstance(parts, list) or not all(isinstance(name, str) and PART.fullmatch(name) for name in parts):
+        raise _error(path, kind, f"it lists the parts {parts!r:.80}, expected names like 'part-0123456789ab'")
+    if len(set(parts)) < len(parts):
+        raise _error(path, kind, f"it lists a part twice, found {parts!r:.200}")
+    return index
+
+
+def check_number(index: dict[str, Any], name: str, expected: int, where: Path) -> None:
+    """Raise ValueError if a count that an index gives is not what its parts hold."""
+    found = index.get(name)
+    if type(found) is not int or found != expected:
+        raise ValueError(f"{where}: its index gives {name} as {found!r:.80}, its parts hold {expected}; {DAMAGED}")
+
+
+def _value(path: Path, kind: str, index: dict[str, Any], name: str, expected: type) -> Any:
+    if type(index.get(name)) is not expected:  # True is no whole number here
+        found = repr(index[name])[:80] if name in index else "nothing"
+        raise _error(path, kind, f"its {name!r} must be of type {expected.__name__}, found {found}")
+    return index[name]
+
+
+def _error(path: Path, kind: str, what: str) -> ValueError:
+    return ValueError(f"{path} is damaged: {what}; save the {kind} again, to a new folder")
