@@ -14,6 +14,7 @@ import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
@@ -224,7 +225,9 @@ def _remove_unlisted(folder: Path, listed: Sequence[str]) -> list[str]:
 def _write_part(folder: Path, arrays: Arrays) -> None:
     folder.mkdir()
     for name, array in arrays.items():
-        np.save(folder / f"{name}.npy", array, allow_pickle=False)
+        with (folder / f"{name}.npy").open("xb") as file:
+            # given the file itself, NumPy writes with C's stdio and overlooks a full disk
+            np.save(SimpleNamespace(write=file.write), array, allow_pickle=False)  # type: ignore[arg-type]
     sync_tree(folder)
 
 
