@@ -76,8 +76,8 @@ def read_index(path: Path) -> int:
 
 def append_index(path: Path, version: int) -> None:
     """Append passages, one for each version that the index lacks; an index of many parts is built anew first."""
-    n_passages = len(HybridSearcher.open(path)) if path.exists() else 1
-    if not path.exists() or len(list(path.glob("part-*"))) > 3:
+    n_passages = len(HybridSearcher.open(path)) if (path / INDEX).exists() else 1
+    if not (path / INDEX).exists() or len(list(path.glob("part-*"))) > 3:
         HybridSearcher.build(Embeddings.concatenate([make_embeddings(i, 1) for i in range(n_passages)])).save(path)
     searcher = HybridSearcher.open(path)
     while len(searcher) <= version:
@@ -111,7 +111,7 @@ def read_folder(path: Path) -> int:
 
 def save_folder_in_two_steps(path: Path, version: int) -> None:
     """Write a folder where the system cannot exchange two."""
-    atomic_files._rename = lambda *_: False  # type: ignore[assignment]
+    atomic_files._rename = lambda *_: False
     save_folder(path, version)
 
 
@@ -264,10 +264,11 @@ def fill_disk(job: str, path: Path, n: int) -> int:
 def main() -> None:
     job, place, way, n = sys.argv[1:]
     path = Path(place, JOBS[job][0])
-    os.fsync = lambda descriptor: None  # what is killed is not the system
+    os.fsync = lambda fd: None  # what is killed is not the system
     if way in ("killed", "interrupted"):
         stop = kill if way == "killed" else interrupt
-        print(min(stop_at_steps(job, path, stop, int(n), is_first) for is_first in (True, False)))
+        starts = (False,) if job == "append" else (True, False)  # appending begins with a save of its own
+        print(min(stop_at_steps(job, path, stop, int(n), is_first) for is_first in starts))
     elif way == "full":
         print(fill_disk(job, path, int(n)))
     else:

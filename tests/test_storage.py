@@ -63,6 +63,47 @@ def test_a_folder_that_holds_anything_and_no_index_is_refused_and_untouched(
 
 
 @savers
+def test_a_folder_with_a_lock_and_other_files_is_refused_and_untouched(save: Save, tmp_path: Path) -> None:
+    for name in (LOCK, "thesis.tex"):
+        (tmp_path / name).write_text("mine")
+    with pytest.raises(ValueError, match=r"holds other files \('thesis\.tex'\)"):
+        save(tmp_path)
+    assert files(tmp_path) == sorted([LOCK, "thesis.tex"])
+    assert (tmp_path / LOCK).read_text() == "mine"
+
+
+@savers
+def test_a_first_save_waits_for_another_first_save_to_the_same_folder(
+    save: Save, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: list[threading.Thread] = []
+    check, folder = storage._check_folder, tmp_path / "index"
+
+    def check_while_another_saves(folder: Path, kind: str) -> None:
+        if not threads:  # what is written between looking for an index and listing the folder
+            folder.mkdir()
+            threads.append(threading.Thread(target=save, args=(folder,)))
+            noted = storage._noted
+            monkeypatch.setattr(storage, "_noted", lambda place: [])
+            with monkeypatch.context() as patch:
+                patch.setattr(storage, "_check_folder", check)
+                threads[0].start()
+                threads[0].join()
+            (folder / INDEX).rename(tmp_path / INDEX)
+            try:
+                check(folder, kind)
+            finally:
+                (tmp_path / INDEX).rename(folder / INDEX)
+                monkeypatch.setattr(storage, "_noted", noted)
+        check(folder, kind)
+
+    monkeypatch.setattr(storage, "_check_folder", check_while_another_saves)
+    save(folder)
+    assert threads
+    assert_nothing_is_left(folder)
+
+
+@savers
 @pytest.mark.parametrize("name", ["part-1-thesis", "part-0123456789ab", "part-", ".part", "notes"])
 def test_what_lies_beside_the_parts_of_an_index_survives_saves(save: Save, name: str, tmp_path: Path) -> None:
     save(tmp_path / "index")
@@ -276,7 +317,7 @@ def test_opening_reads_again_if_a_save_removed_parts_meanwhile(tmp_path: Path, m
     folder, n_saves = tmp_path / "index", 3
     save_index(folder, 1)
 
-    def map_part(part: Path) -> dict[str, np.ndarray]:  # type: ignore[type-arg]
+    def map_part(part: Path) -> dict[str, np.ndarray]:
         nonlocal n_saves
         if n_saves:
             n_saves -= 1
@@ -295,7 +336,7 @@ def test_opening_says_so_if_a_folder_never_rests(tmp_path: Path, monkeypatch: py
     folder = tmp_path / "index"
     save_index(folder, 1)
 
-    def map_part(part: Path) -> dict[str, np.ndarray]:  # type: ignore[type-arg]
+    def map_part(part: Path) -> dict[str, np.ndarray]:
         index = json.loads((folder / INDEX).read_text())
         (folder / INDEX).write_text(json.dumps(index | {"n": index.get("n", 0) + 1}))
         return original(part)
@@ -324,7 +365,7 @@ def test_a_full_disk_leaves_what_was_there(
         save(tmp_path / "index")
     before, n_left = files(tmp_path), 0
 
-    def np_save(file: Any, array: object, **options: bool) -> None:
+    def np_save(file: Any, array: Any, **options: bool) -> None:
         nonlocal n_left
         n_left -= 1
         if n_left < 0:
