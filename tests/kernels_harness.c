@@ -118,6 +118,8 @@ static OrtStatus *create_status(int code, const char *message) {
     return status;
 }
 
+static void release_status(OrtStatus *status) { free(status); }
+
 static OrtStatus *create_domain(const char *name, OrtCustomOpDomain **domain) {
     (void)name;
     return *domain = calloc(1, sizeof **domain), NULL;
@@ -455,7 +457,7 @@ static void refuse_linear(int kind) {
     OrtKernelInfo info = random_linear(kind, T, K, N, true), changed = info;
     size_t value_size = kind == LINEAR_INT8 ? 1 : 2;
     changed.attribute = NULL;
-    refused(kind, changed, true, "attribute");
+    refused(kind, changed, true, "no whole number as its attribute gelu");
     changed = info, changed.value = (int64_t[]){-1, 2, INT64_MAX, INT64_MIN, 1ll << 32}[random_from(0, 4)];
     refused(kind, changed, true, "gelu");
     const int64_t weights[][2] = {{0, N}, {K, 0}, {0, 0}, {MAX_INPUTS + 1, 1}, {0, INT64_MAX}};
@@ -594,7 +596,7 @@ static void refuse_attention(void) {
     OrtKernelInfo info = random_attention(n_heads, size, limits_of(n_texts, 30)), changed = info;
     int64_t T = info.inputs[QUERIES]->dimensions[0], D = n_heads * size;
     changed.attribute = "gelu";
-    refused(ATTENTION, changed, true, "attribute");
+    refused(ATTENTION, changed, true, "no whole number as its attribute n_heads");
     changed = info, changed.value = (int64_t[]){0, -1, -n_heads, INT64_MIN}[random_from(0, 3)];
     refused(ATTENTION, changed, true, "n_heads");
     changed = info, changed.value = (int64_t[]){D + 1, INT64_MAX, 1ll << 32}[random_from(0, 2)];

@@ -124,6 +124,14 @@ static OrtStatus *read_input(const OrtKernelContext *context, size_t index, stru
     return read_tensor(value, tensor);
 }
 
+static OrtStatus *read_attribute(const OrtKernelInfo *info, const char *name, int64_t *value) {
+    OrtStatus *status = ort.integer_attribute(info, name, value);
+    if (!status)
+        return NULL;
+    ort.release_status(status); /* it does not say which attribute */
+    return refuse("an operator of bgem3 has no whole number as its attribute %s. " EXPORT_AGAIN, name);
+}
+
 static OrtStatus *make_output(OrtKernelContext *context, int64_t rows, int64_t columns, float **data) {
     OrtValue *value;
     TRY(ort.output(context, 0, (int64_t[]){rows, columns}, 2, &value));
@@ -238,7 +246,7 @@ static OrtStatus *linear_read(struct linear *linear, const OrtKernelInfo *info) 
     struct product *product = &linear->product;
     int64_t gelu;
     struct tensor weight;
-    TRY(ort.integer_attribute(info, "gelu", &gelu));
+    TRY(read_attribute(info, "gelu", &gelu));
     if (gelu != 0 && gelu != 1)
         return refuse("Linear: the attribute gelu is %lld, but must be 0 or 1. " EXPORT_AGAIN, (long long)gelu);
     TRY(read_constant(info, WEIGHT, &weight));
@@ -358,7 +366,7 @@ static OrtStatus *attention_create(
 ) {
     (void)api;
     int64_t n_heads;
-    TRY(ort.integer_attribute(info, "n_heads", &n_heads));
+    TRY(read_attribute(info, "n_heads", &n_heads));
     if (n_heads < 1)
         return refuse(
             "PackedAttention: the attribute n_heads is %lld, but must be 1 or more. " EXPORT_AGAIN, (long long)n_heads
