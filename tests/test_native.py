@@ -103,7 +103,7 @@ def test_an_artifact_of_an_older_version_has_no_native_graph(artifact: Path, tmp
 @needs_library
 @pytest.mark.parametrize(
     ("kind", "attribute", "value", "message"),
-    [("PackedAttention", "n_heads", 0, "n_heads is 0"), ("Linear", "gelu", 7, "gelu is 7, but must be 0 or 1")],
+    [("PackedAttention", "n_heads", 0, "n_heads is 0"), ("Linear", "gelu", 7, "gelu is 7, expected 0 or 1")],
 )
 def test_a_graph_that_does_not_fit_the_operators_is_refused_when_it_is_opened(
     artifact: Path, tmp_path: Path, kind: str, attribute: str, value: int, message: str

@@ -64,10 +64,10 @@ def check(harness: Path, seed: int, n_cases: int) -> None:
 
 
 def test_operators_of_any_shape_stay_within_their_memory_and_refuse_what_does_not_fit(harness: Path) -> None:
-    check(harness, seed=1, n_cases=96)
+    check(harness, seed=1, n_cases=64)
 
 
 @pytest.mark.stress
-@pytest.mark.parametrize("seed", range(2, 12))
+@pytest.mark.parametrize("seed", range(2, 6))
 def test_thousands_of_operators_stay_within_their_memory(harness: Path, seed: int) -> None:
     check(harness, seed, n_cases=500)

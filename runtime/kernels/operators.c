@@ -64,10 +64,10 @@ struct tensor {
 };
 
 static OrtStatus *out_of_memory(void) {
-    return ort.create_status(RUNTIME_EXCEPTION, "bgem3's operators found no memory; encode shorter or fewer texts at once");
+    return ort.create_status(RUNTIME_EXCEPTION, "bgem3's operators found no memory; encode shorter texts, or fewer at once");
 }
 
-/* Refuse what an operator was given: what was found, what was expected, what to do. */
+/* Return a status that says what an operator was given, what it expected, and what to do. */
 __attribute__((format(printf, 1, 2))) static OrtStatus *refuse(const char *format, ...) {
     char message[512];
     va_list arguments;
@@ -78,6 +78,7 @@ __attribute__((format(printf, 1, 2))) static OrtStatus *refuse(const char *forma
 }
 
 #define EXPORT_AGAIN "The graph does not fit this version of bgem3: export the model again"
+#define PASS_SUMS "pass the cumulative sums of the texts' lengths"
 
 /* The text of a tensor's shape, for a message. */
 struct shape_text {
@@ -88,7 +89,7 @@ static struct shape_text shape_of(const struct tensor *tensor) {
     struct shape_text shape;
     const long long rows = tensor->dimensions[0], columns = tensor->dimensions[1];
     if (!tensor->is_given)
-        snprintf(shape.text, sizeof shape.text, "none");
+        snprintf(shape.text, sizeof shape.text, "no value");
     else if (tensor->n_dimensions == 1)
         snprintf(shape.text, sizeof shape.text, "shape (%lld)", rows);
     else if (tensor->n_dimensions == 2)
@@ -182,7 +183,7 @@ static void linear_destroy(void *kernel) {
         free(parts[i]);
 }
 
-/* Does the node name a tensor for an input? An optional one may have an empty name, or none. */
+/* Tell whether the node has an input. An optional one may have an empty name, or be left out. */
 static OrtStatus *has_input(const OrtKernelInfo *info, size_t index, bool *is_named) {
     size_t n_inputs, size = 0;
     *is_named = false;
@@ -201,7 +202,7 @@ static OrtStatus *read_constant(const OrtKernelInfo *info, size_t index, struct 
     if (is_named)
         TRY(ort.constant_input(info, index, &is_constant, &value));
     if (is_named && !is_constant)
-        return refuse("Linear: %s must be a constant, but is an input or computed. " EXPORT_AGAIN, linear_inputs[index]);
+        return refuse("Linear: %s is an input or computed, expected a constant. " EXPORT_AGAIN, linear_inputs[index]);
     return read_tensor(value, tensor);
 }
 
@@ -213,14 +214,14 @@ static OrtStatus *copy_constant(const OrtKernelInfo *info, size_t index, int64_t
         return NULL;
     if (tensor.n_dimensions != 1 || tensor.dimensions[0] != n)
         return refuse(
-            "Linear: %s has %s, but the weight asks for (%lld). " EXPORT_AGAIN, linear_inputs[index],
+            "Linear: %s has %s, expected shape (%lld). " EXPORT_AGAIN, linear_inputs[index],
             shape_of(&tensor).text, (long long)n
         );
     const float *values = tensor.data;
     for (int64_t i = 0; i < n; i++)
         if (!isfinite(values[i]))
             return refuse(
-                "Linear: value %lld of %s is %f, but must be finite. The weights are damaged: export the model again",
+                "Linear: value %lld of %s is %f, expected a finite one. The weights are damaged: export the model again",
                 (long long)i, linear_inputs[index], values[i]
             );
     *copy = calloc(n_padded, sizeof(float));
@@ -234,7 +235,7 @@ static OrtStatus *read_quantization(const OrtKernelInfo *info, int64_t n_padded,
     TRY(copy_constant(info, SCALES, product->n_outputs, n_padded, &product->scales));
     TRY(copy_constant(info, SMOOTHING, product->n_inputs, product->n_inputs, &product->smoothing));
     if (!product->scales)
-        return refuse("Linear: the int8 weight has no scales. " EXPORT_AGAIN);
+        return refuse("Linear: the int8 weight has no scales, expected one for each column. " EXPORT_AGAIN);
     int64_t n_pairs = divide_up(product->n_inputs, 2 * INPUTS_PER_BLOCK);
     product->block_sums = calloc(n_pairs * n_padded, 2 * sizeof(int16_t));
     product->excess_starts = calloc(n_padded + 1, sizeof(int64_t));
@@ -248,12 +249,12 @@ static OrtStatus *linear_read(struct linear *linear, const OrtKernelInfo *info) 
     struct tensor weight;
     TRY(read_attribute(info, "gelu", &gelu));
     if (gelu != 0 && gelu != 1)
-        return refuse("Linear: the attribute gelu is %lld, but must be 0 or 1. " EXPORT_AGAIN, (long long)gelu);
+        return refuse("Linear: the attribute gelu is %lld, expected 0 or 1. " EXPORT_AGAIN, (long long)gelu);
     TRY(read_constant(info, WEIGHT, &weight));
     int64_t n_inputs = weight.dimensions[0], n_outputs = weight.dimensions[1];
     if (weight.n_dimensions != 2 || n_inputs < 1 || n_inputs > MAX_INPUTS || n_outputs < 1 || n_outputs > MAX_OUTPUTS)
         return refuse(
-            "Linear: the weight has %s, but must be (K, N) with K from 1 to %d and N from 1 to %d. " EXPORT_AGAIN,
+            "Linear: the weight has %s, expected (K, N) with K from 1 to %d and N from 1 to %d. " EXPORT_AGAIN,
             shape_of(&weight).text, MAX_INPUTS, MAX_OUTPUTS
         );
     product->type = linear->operator->weight_type, product->gelu = gelu;
@@ -313,12 +314,12 @@ static OrtStatus *linear_compute(void *kernel, OrtKernelContext *context) {
     int64_t n_rows = rows.dimensions[0];
     if (!is_matrix(&rows, n_rows, product->n_inputs))
         return refuse(
-            "Linear: rows have %s, but the weight asks for (T, %lld). " EXPORT_AGAIN, shape_of(&rows).text,
+            "Linear: rows have %s, expected (T, %lld), as the weight has it. " EXPORT_AGAIN, shape_of(&rows).text,
             (long long)product->n_inputs
         );
     if (residual.is_given && !is_matrix(&residual, n_rows, product->n_outputs))
         return refuse(
-            "Linear: the residual has %s, but the output has (%lld, %lld). " EXPORT_AGAIN, shape_of(&residual).text,
+            "Linear: the residual has %s, expected the output's, (%lld, %lld). " EXPORT_AGAIN, shape_of(&residual).text,
             (long long)n_rows, (long long)product->n_outputs
         );
     struct linear_run run = {.linear = linear, .whole = {.rows = rows.data, .residual = residual.data}};
@@ -369,7 +370,7 @@ static OrtStatus *attention_create(
     TRY(read_attribute(info, "n_heads", &n_heads));
     if (n_heads < 1)
         return refuse(
-            "PackedAttention: the attribute n_heads is %lld, but must be 1 or more. " EXPORT_AGAIN, (long long)n_heads
+            "PackedAttention: the attribute n_heads is %lld, expected 1 or more. " EXPORT_AGAIN, (long long)n_heads
         );
     struct heads *heads = malloc(sizeof *heads);
     if (!heads)
@@ -398,36 +399,34 @@ static OrtStatus *check_states(const struct heads *heads, const struct tensor *i
     for (size_t i = QUERIES; i <= VALUES; i++)
         if (!is_matrix(&inputs[i], n_tokens, n_dims))
             return refuse(
-                "PackedAttention: %s have %s and queries %s, but all three must have one shape (T, D). " EXPORT_AGAIN,
+                "PackedAttention: %s have %s and queries %s, expected one shape (T, D) for all three. " EXPORT_AGAIN,
                 names[i], shape_of(&inputs[i]).text, shape_of(&inputs[QUERIES]).text
             );
     if (n_dims < 1 || n_dims % heads->n_heads || n_dims / heads->n_heads > MAX_HEAD_SIZE)
         return refuse(
-            "PackedAttention: %lld heads share %lld dimensions, but each must have as many, from 1 to %d. " EXPORT_AGAIN,
+            "PackedAttention: %lld heads share %lld dimensions, expected from 1 to %d for each. " EXPORT_AGAIN,
             (long long)heads->n_heads, (long long)n_dims, MAX_HEAD_SIZE
         );
     return NULL;
 }
 
-/* Refuse limits of texts that would lead out of the tokens. */
+/* Refuse limits of texts that do not ascend from 0 to the number of tokens. */
 static OrtStatus *check_limits(const struct tensor *cu_seqlens, int64_t n_tokens) {
     const int64_t *limits = cu_seqlens->data, n_limits = cu_seqlens->dimensions[0];
     if (cu_seqlens->n_dimensions != 1 || n_limits < 1)
         return refuse(
-            "PackedAttention: cu_seqlens has %s, but must have (B + 1), B texts' limits. " EXPORT_AGAIN,
+            "PackedAttention: cu_seqlens has %s, expected (B + 1) for B texts. " EXPORT_AGAIN,
             shape_of(cu_seqlens).text
         );
     for (int64_t i = 1; i < n_limits; i++)
         if (limits[i] < limits[i - 1])
             return refuse(
-                "PackedAttention: cu_seqlens descends from %lld to %lld at %lld, but texts follow each other; pass the "
-                "sums of the texts' lengths",
+                "PackedAttention: cu_seqlens descends from %lld to %lld at index %lld; " PASS_SUMS,
                 (long long)limits[i - 1], (long long)limits[i], (long long)i
             );
     if (limits[0] != 0 || limits[n_limits - 1] != n_tokens)
         return refuse(
-            "PackedAttention: cu_seqlens runs from %lld to %lld, but must run from 0 to the number of tokens, %lld; pass "
-            "the sums of the texts' lengths",
+            "PackedAttention: cu_seqlens runs from %lld to %lld, expected from 0 to the number of tokens, %lld; " PASS_SUMS,
             (long long)limits[0], (long long)limits[n_limits - 1], (long long)n_tokens
         );
     return NULL;
