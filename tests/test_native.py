@@ -1,6 +1,7 @@
 """The graph over our own CPU operators computes what the one over ONNX Runtime's does, and is taken where it can be."""
 
 import logging
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,15 +10,16 @@ import onnx
 import pytest
 
 from bgem3.export.reference import SENTENCES
-from bgem3.runtime import BGEM3Model, Embeddings, native
+from bgem3.runtime import ArtifactError, BGEM3Model, Embeddings, native
 from bgem3.runtime.artifact import read_artifact
-from bgem3.runtime.native import NATIVE_GRAPH, best_kernels, library
+from bgem3.runtime.native import NATIVE_GRAPH, library
 from bgem3.runtime.parity import check_graphs
 from bgem3.runtime.session import CpuSession
+from tests.cpu_kernels import supported_kernels
 
 needs_library = pytest.mark.skipif(library() is None, reason="the operators were not compiled: no C compiler was found")
 TEXTS = ["", *SENTENCES, " ".join(SENTENCES)]
-KERNELS = [name for name in ("none", "portable", best_kernels()) if name]
+KERNELS = ["none", *supported_kernels()]
 
 
 @pytest.fixture(scope="module")
@@ -96,3 +98,20 @@ def test_an_artifact_of_an_older_version_has_no_native_graph(artifact: Path, tmp
     for name in ("cpu.onnx", "weights.bin"):
         (tmp_path / name).write_bytes((artifact / "fp32" / name).read_bytes())
     assert CpuSession(tmp_path / "cpu.onnx", "fp32", n_threads=1).kernels == "none"
+
+
+@needs_library
+@pytest.mark.parametrize(
+    ("kind", "attribute", "value", "message"),
+    [("PackedAttention", "n_heads", 0, "n_heads is 0"), ("Linear", "gelu", 7, "gelu is 7, expected 0 or 1")],
+)
+def test_a_graph_that_does_not_fit_the_operators_is_refused_when_it_is_opened(
+    artifact: Path, tmp_path: Path, kind: str, attribute: str, value: int, message: str
+) -> None:
+    folder = shutil.copytree(artifact / "int8", tmp_path / "int8")
+    graph = onnx.load(folder / NATIVE_GRAPH, load_external_data=False)
+    node = next(node for node in graph.graph.node if node.op_type == kind)
+    next(found for found in node.attribute if found.name == attribute).i = value
+    onnx.save(graph, folder / NATIVE_GRAPH)
+    with pytest.raises(ArtifactError, match=f"{message}.*export the model again"):
+        CpuSession(folder / "cpu.onnx", "int8", n_threads=2, kernels="portable")

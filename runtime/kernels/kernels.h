@@ -12,6 +12,8 @@ enum {
     MAX_ROWS = 6,           /* rows of a register tile */
     ROWS_PER_TASK = 48,     /* rows that share one pass over the weights */
     MAX_INPUTS = 8192,      /* K */
+    MAX_OUTPUTS = 1 << 30,  /* N: sizes of a weight fit int64 */
+    MAX_THREADS = 1 << 16,  /* more than machines have; three tasks for each fit int64 */
     INPUTS_PER_BLOCK = 128, /* of a quantized row, that share a scale and a zero point */
     MAX_HEAD_SIZE = 128,    /* dimensions of an attention head */
     KEYS_PER_BLOCK = 256,

@@ -9,12 +9,15 @@
     multiply_bytes   sums of two products of uint8 inputs and int8 weights, in int16, if SATURATES
     add_pairs        adds two products of int16 to each int32 lane
     multiply_add     a * b + c, rounded once
-    maximum          the larger of two floats, lane by lane
+    maximum          the larger of two floats, lane by lane; the second where either is NaN
     load_halves      LANES float16 values, as float32
     transpose        LANES vectors of LANES int32, if SATURATES
 
-Arithmetic is the same, operation by operation, for a row in any company: values do not depend on the batch. */
+Arithmetic is the same, operation by operation, for a row in any company: values do not depend on the batch. A row with
+a value that is not finite does not reach other rows either. */
 
+#include <float.h>
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -51,9 +54,10 @@ ALWAYS_INLINE floats round_to_whole(floats x) {
     return (x + shift) - shift;
 }
 
-/* e^x for x <= 0, to 2 units in the last place; e^-87 below -87. Cody and Waite's reduction, Taylor's polynomial. */
+/* e^x for x <= 0, to 2 units in the last place; e^-87 below -87; NaN for NaN. Cody and Waite's reduction, Taylor's
+polynomial. */
 ALWAYS_INLINE floats exponential(floats x) {
-    x = maximum(x, all(-87));
+    x = maximum(all(-87), x); /* in this order it keeps a NaN */
     floats n = round_to_whole(x * 1.44269504f);
     floats r = multiply_add(n, all(-0.693359375f), x); /* ln 2 in two parts, the first of few bits */
     r = multiply_add(n, all(2.12194440e-4f), r);
@@ -125,16 +129,24 @@ struct range {
     float least, largest;
 };
 
+/* Attention's keys, values, context, scores and queries (`attend`). */
+_Static_assert(
+    (KEYS_PER_BLOCK * 2 * MAX_HEAD_SIZE + QUERIES_PER_TASK * 2 * MAX_HEAD_SIZE + MAX_ROWS * KEYS_PER_BLOCK) * 4 <=
+            SCRATCH_BYTES && MAX_HEAD_SIZE % WIDTH == 0 && KEYS_PER_BLOCK % WIDTH == 0,
+    "a task's attention must fit its scratch memory"
+);
+
 _Static_assert(
     ROWS_PER_TASK * (MAX_INPUTS + MAX_INPUTS / INPUTS_PER_BLOCK * (LANES * 4 / MAX_ROWS + 4)) <= SCRATCH_BYTES,
     "a task's strips must fit its scratch memory"
 );
 
+/* Take a strip's memory. Places that no row takes have factors of 0, so that what their inputs hold adds nothing. */
 ALWAYS_INLINE struct strip strip_in(void *scratch, int64_t index, int64_t n_inputs) {
     int64_t n_blocks = divide_up(n_inputs, INPUTS_PER_BLOCK), n_pairs = divide_up(n_blocks, 2);
     int64_t pairs = n_blocks * LANES * sizeof(int32_t), inputs = pairs + n_pairs * MAX_ROWS * sizeof(int32_t);
     int64_t n_bytes = round_up(inputs + round_up(n_inputs, LANES) * MAX_ROWS, 64);
-    char *start = (char *)scratch + index * n_bytes;
+    char *start = memset((char *)scratch + index * n_bytes, 0, inputs);
     return (struct strip){(int32_t *)start, (int16_t *)(start + pairs), (uint8_t *)(start + inputs)};
 }
 
@@ -270,29 +282,34 @@ ALWAYS_INLINE int64_t block_stop(int64_t start, int64_t n_inputs) {
     return start + INPUTS_PER_BLOCK < n_inputs ? start + INPUTS_PER_BLOCK : n_inputs;
 }
 
-/* The least and the largest value of a block of a row, inputs start to stop, and of 0. */
-static struct range block_range(const struct product *product, const float *row, int64_t start, int64_t stop) {
-    floats least = {0}, largest = {0};
+/* Return the least and the largest of 0 and the finite values of a block of a row, inputs start to stop. `zeros`, which
+are 0, become NaN where a value is not finite. */
+ALWAYS_INLINE struct range
+block_range(const struct product *product, const float *row, int64_t start, int64_t stop, floats *zeros) {
+    floats least_negated = {0}, largest = {0};
     for (int64_t k = start; k < stop; k += LANES) {
         floats x = smoothed(product, row, k);
-        least = minimum(least, x), largest = maximum(largest, x);
+        least_negated = maximum(least_negated, -x), largest = maximum(largest, x);
+        *zeros *= x;
     }
-    return (struct range){-largest_of(-least), largest_of(largest)};
+    return (struct range){-largest_of(least_negated), largest_of(largest)};
 }
 
 /* Quantize a row (K) block by block; return its unit. A block's range, 0 included, has all 255 steps of uint8; its zero
 point is the level of 0. A step is a whole number of units, the block's factor: so products times factors are whole
-numbers as well, and their sums, which fit int32, are exact. */
+numbers as well, and their sums, which fit int32, are exact. The unit of a row with a value that is not finite, or whose
+range is not, is NaN. */
 static float quantize_row(const struct product *product, const float *row, const struct strip *strip, int64_t place) {
     struct range ranges[MAX_INPUTS / INPUTS_PER_BLOCK];
     float widest = SMALLEST_RANGE;
+    floats zeros = {0};
     int64_t n_inputs = product->n_inputs;
     for (int64_t k = 0, block = 0; k < n_inputs; k += INPUTS_PER_BLOCK, block++) {
-        struct range range = ranges[block] = block_range(product, row, k, block_stop(k, n_inputs));
+        struct range range = ranges[block] = block_range(product, row, k, block_stop(k, n_inputs), &zeros);
         widest = range.largest - range.least > widest ? range.largest - range.least : widest;
     }
     int32_t most = largest_factor(n_inputs);
-    float unit = widest / 255 / most;
+    float unit = widest / 255 / most + (sum_of(zeros) + 0 * widest);
     for (int64_t start = 0, block = 0; start < n_inputs; start += INPUTS_PER_BLOCK, block++) {
         float ratio = (ranges[block].largest - ranges[block].least) / 255 / unit;
         int32_t factor = ratio < most ? (int32_t)ratio : most;
@@ -300,7 +317,7 @@ static float quantize_row(const struct product *product, const float *row, const
         factor += factor == 0;
         float inverse = 1 / (factor * unit);
         floats level = round_to_whole(all(-ranges[block].least * inverse));
-        float zero_point = minimum(maximum(level, all(0)), all(255))[0]; /* it is, of finite values */
+        float zero_point = minimum(maximum(level, all(0)), all(255))[0]; /* 0 of NaN */
         strip->factors[block * LANES + place] = factor | factor << 16;
         strip->offsets[(block / 2 * MAX_ROWS + place) * 2 + block % 2] = factor * (int32_t)zero_point;
         for (int64_t k = start; k < block_stop(start, n_inputs); k += LANES) {
@@ -477,7 +494,7 @@ static void multiply(const struct product *product, const struct product_task *t
     } sums;
     struct strip strips[ROWS_PER_TASK / MAX_ROWS];
     int64_t n_strips = divide_up(n_rows, MAX_ROWS);
-    for (int64_t i = 0; i < n_strips; i++)
+    for (int64_t i = 0; i < n_strips && product->type == INT8_WEIGHT; i++)
         strips[i] = strip_in(scratch, i, n_inputs);
     for (int64_t i = 0; i < n_rows && product->type == INT8_WEIGHT; i++)
         units[i] = quantize_row(product, rows + i * n_inputs, &strips[i / MAX_ROWS], i % MAX_ROWS);
@@ -525,26 +542,28 @@ static void pack_values(const float *values, int64_t stride, int64_t n_keys, int
     }
 }
 
-/* What a query has seen of its keys so far (online softmax: Milakov and Gimelshein, arXiv:1805.02867). */
+/* The largest score of a query's keys so far, and the sum of their weights (online softmax: Milakov and Gimelshein,
+arXiv:1805.02867). */
 struct seen {
     float largest, sum;
 };
 
-/* Turn a row of scores into e^(score - largest); return the factor for what was summed before. */
+/* Turn a row of scores into e^(score - largest); return the factor for what was summed before. A score of infinity or NaN
+gives a weight of NaN, one of minus infinity e^-87. */
 static float exponentiate(float *scores, int64_t n_keys, struct seen *seen) {
     for (int64_t i = n_keys; i % LANES; i++)
-        scores[i] = -3e38f;
+        scores[i] = -INFINITY;
     floats largest = all(seen->largest);
     for (int64_t i = 0; i < n_keys; i += LANES)
         largest = maximum(largest, load(scores + i));
-    float now = largest_of(largest);
+    float now = largest_of(largest), base = now < -FLT_MAX ? -FLT_MAX : now;
     floats sum = {0};
     for (int64_t i = 0; i < n_keys; i += LANES) {
-        floats weights = exponential(load(scores + i) - now);
+        floats weights = exponential(load(scores + i) - base);
         store(scores + i, weights);
         sum += weights;
     }
-    float factor = exponential(all(seen->largest - now))[0];
+    float factor = exponential(all(seen->largest - base))[0];
     *seen = (struct seen){now, seen->sum * factor + sum_of(sum)};
     return factor;
 }
@@ -558,7 +577,7 @@ static void attend(const struct attention *attention, const struct attention_tas
     struct seen seen[QUERIES_PER_TASK];
     float scale = 1 / __builtin_sqrtf(size);
     for (int64_t i = 0; i < n_queries; i++) {
-        seen[i] = (struct seen){-3e38f, 0};
+        seen[i] = (struct seen){-INFINITY, 0};
         memset(context + i * padded, 0, padded * sizeof(float));
         for (int64_t d = 0; d < size; d++)
             queries[i * size + d] = attention->queries[(task->query_start + i) * stride + offset + d] * scale;
@@ -588,8 +607,9 @@ static void attend(const struct attention *attention, const struct attention_tas
     }
     for (int64_t i = 0; i < n_queries; i++) {
         float *to = attention->context + (task->query_start + i) * stride + offset;
+        float sum = seen[i].sum + 0 * seen[i].largest; /* NaN if no score is above minus infinity, as the formula's */
         for (int64_t d = 0; d < size; d++)
-            to[d] = context[i * padded + d] / seen[i].sum;
+            to[d] = context[i * padded + d] / sum;
     }
 }
 

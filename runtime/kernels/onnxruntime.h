@@ -42,7 +42,12 @@ enum { REQUIRED = 0, OPTIONAL = 1 };                  /* OrtCustomOpInputOutputC
         91, OrtStatus *, output,                                                                                       \
         (OrtKernelContext * context, size_t index, const int64_t *dimensions, size_t n, OrtValue **tensor)             \
     )                                                                                                                  \
+    FUNCTION(93, void, release_status, (OrtStatus * status))                                                           \
     FUNCTION(99, void, release_shape, (OrtShape * shape))                                                              \
+    FUNCTION(101, void, release_domain, (OrtCustomOpDomain * domain))                                                  \
+    FUNCTION(230, OrtStatus *, n_inputs, (const OrtKernelInfo *info, size_t *n))                                       \
+    FUNCTION(232, OrtStatus *, input_name, (const OrtKernelInfo *info, size_t index, char *name, size_t *size))        \
+    FUNCTION(237, OrtStatus *, has_config_entry, (const OrtSessionOptions *, const char *key, int *is_there))          \
     FUNCTION(238, OrtStatus *, config_entry, (const OrtSessionOptions *, const char *key, char *value, size_t *size))  \
     FUNCTION(                                                                                                          \
         249, OrtStatus *, constant_input,                                                                              \

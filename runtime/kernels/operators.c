@@ -1,7 +1,12 @@
 /* The operators of domain `bgem3` for ONNX Runtime: Linear and PackedAttention.
 
-They choose the fastest kernels that the CPU has, cut the work into tasks, and run these on the session's threads. */
+They run on the kernels that the session's options name. They check what a graph gives them, cut the work into tasks, and
+run these on the session's threads. Kernels check nothing. */
 
+#include <errno.h>
+#include <math.h>
+#include <stdarg.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -10,7 +15,6 @@ They choose the fastest kernels that the CPU has, cut the work into tasks, and r
 #endif
 #if defined(__linux__)
 #include <inttypes.h>
-#include <stdio.h>
 #include <sys/mman.h>
 #include <unistd.h>
 #endif
@@ -53,15 +57,55 @@ struct operator{
 };
 
 struct tensor {
-    void *data; /* NULL where an optional input is not given */
-    int64_t dimensions[2];
+    bool is_given; /* an optional input may not be */
+    void *data;
     size_t n_dimensions;
+    int64_t dimensions[2]; /* if there are no more */
 };
 
-static OrtStatus *out_of_memory(void) { return ort.create_status(RUNTIME_EXCEPTION, "out of memory"); }
+static OrtStatus *out_of_memory(void) {
+    return ort.create_status(RUNTIME_EXCEPTION, "bgem3's operators found no memory; encode shorter texts, or fewer at once");
+}
+
+/* Return a status that says what an operator was given, what it expected, and what to do. */
+__attribute__((format(printf, 1, 2))) static OrtStatus *refuse(const char *format, ...) {
+    char message[512];
+    va_list arguments;
+    va_start(arguments, format);
+    vsnprintf(message, sizeof message, format, arguments);
+    va_end(arguments);
+    return ort.create_status(INVALID_ARGUMENT, message);
+}
+
+#define EXPORT_AGAIN "The graph does not fit this version of bgem3: export the model again"
+#define PASS_SUMS "pass the cumulative sums of the texts' lengths"
+
+/* The text of a tensor's shape, for a message. */
+struct shape_text {
+    char text[64];
+};
+
+static struct shape_text shape_of(const struct tensor *tensor) {
+    struct shape_text shape;
+    const long long rows = tensor->dimensions[0], columns = tensor->dimensions[1];
+    if (!tensor->is_given)
+        snprintf(shape.text, sizeof shape.text, "no value");
+    else if (tensor->n_dimensions == 1)
+        snprintf(shape.text, sizeof shape.text, "shape (%lld)", rows);
+    else if (tensor->n_dimensions == 2)
+        snprintf(shape.text, sizeof shape.text, "shape (%lld, %lld)", rows, columns);
+    else
+        snprintf(shape.text, sizeof shape.text, "%zu dimensions", tensor->n_dimensions);
+    return shape;
+}
+
+static bool is_matrix(const struct tensor *tensor, int64_t rows, int64_t columns) {
+    return tensor->is_given && tensor->n_dimensions == 2 && tensor->dimensions[0] == rows &&
+           tensor->dimensions[1] == columns;
+}
 
 static OrtStatus *read_tensor(const OrtValue *value, struct tensor *tensor) {
-    *tensor = (struct tensor){0};
+    *tensor = (struct tensor){.is_given = value != NULL};
     if (!value)
         return NULL;
     OrtShape *shape;
@@ -69,8 +113,6 @@ static OrtStatus *read_tensor(const OrtValue *value, struct tensor *tensor) {
     OrtStatus *status = ort.n_dimensions(shape, &tensor->n_dimensions);
     if (!status && tensor->n_dimensions <= 2)
         status = ort.dimensions(shape, tensor->dimensions, tensor->n_dimensions);
-    else if (!status)
-        status = ort.create_status(INVALID_ARGUMENT, "found an input of more than two dimensions");
     ort.release_shape(shape);
     if (!status)
         status = ort.tensor_data((OrtValue *)value, &tensor->data);
@@ -81,6 +123,14 @@ static OrtStatus *read_input(const OrtKernelContext *context, size_t index, stru
     const OrtValue *value;
     TRY(ort.input(context, index, &value));
     return read_tensor(value, tensor);
+}
+
+static OrtStatus *read_attribute(const OrtKernelInfo *info, const char *name, int64_t *value) {
+    OrtStatus *status = ort.integer_attribute(info, name, value);
+    if (!status)
+        return NULL;
+    ort.release_status(status); /* it does not say which attribute */
+    return refuse("an operator of bgem3 has no whole number as its attribute %s. " EXPORT_AGAIN, name);
 }
 
 static OrtStatus *make_output(OrtKernelContext *context, int64_t rows, int64_t columns, float **data) {
@@ -117,6 +167,8 @@ static void release_pages(const void *data, int64_t n_bytes) {
 
 enum { ROWS, WEIGHT, BIAS, RESIDUAL, SCALES, SMOOTHING, N_LINEAR_INPUTS };
 
+static const char *const linear_inputs[] = {"rows", "weight", "bias", "residual", "scales", "smoothing"};
+
 struct linear {
     struct product product;
     const struct operator* operator;
@@ -131,25 +183,51 @@ static void linear_destroy(void *kernel) {
         free(parts[i]);
 }
 
+/* Tell whether the node has an input. An optional one may have an empty name, or be left out. */
+static OrtStatus *has_input(const OrtKernelInfo *info, size_t index, bool *is_named) {
+    size_t n_inputs, size = 0;
+    *is_named = false;
+    TRY(ort.n_inputs(info, &n_inputs));
+    if (index < n_inputs)
+        TRY(ort.input_name(info, index, NULL, &size));
+    *is_named = size > 1; /* with the zero at its end */
+    return NULL;
+}
+
 static OrtStatus *read_constant(const OrtKernelInfo *info, size_t index, struct tensor *tensor) {
-    int is_constant;
-    const OrtValue *value;
-    TRY(ort.constant_input(info, index, &is_constant, &value));
-    return read_tensor(is_constant ? value : NULL, tensor);
+    bool is_named;
+    int is_constant = 0;
+    const OrtValue *value = NULL;
+    TRY(has_input(info, index, &is_named));
+    if (is_named)
+        TRY(ort.constant_input(info, index, &is_constant, &value));
+    if (is_named && !is_constant)
+        return refuse("Linear: %s is an input or computed, expected a constant. " EXPORT_AGAIN, linear_inputs[index]);
+    return read_tensor(value, tensor);
 }
 
 /* Copy a constant of n values, padded with zeros to n_padded; NULL if it is not given. */
 static OrtStatus *copy_constant(const OrtKernelInfo *info, size_t index, int64_t n, int64_t n_padded, float **copy) {
     struct tensor tensor;
     TRY(read_constant(info, index, &tensor));
-    if (!tensor.data)
+    if (!tensor.is_given)
         return NULL;
     if (tensor.n_dimensions != 1 || tensor.dimensions[0] != n)
-        return ort.create_status(INVALID_ARGUMENT, "Linear: bias, scales or smoothing do not fit the weight");
+        return refuse(
+            "Linear: %s has %s, expected shape (%lld). " EXPORT_AGAIN, linear_inputs[index],
+            shape_of(&tensor).text, (long long)n
+        );
+    const float *values = tensor.data;
+    for (int64_t i = 0; i < n; i++)
+        if (!isfinite(values[i]))
+            return refuse(
+                "Linear: value %lld of %s is %f, expected a finite one. The weights are damaged: export the model again",
+                (long long)i, linear_inputs[index], values[i]
+            );
     *copy = calloc(n_padded, sizeof(float));
     if (!*copy)
         return out_of_memory();
-    memcpy(*copy, tensor.data, n * sizeof(float));
+    memcpy(*copy, values, n * sizeof(float));
     return NULL;
 }
 
@@ -157,7 +235,7 @@ static OrtStatus *read_quantization(const OrtKernelInfo *info, int64_t n_padded,
     TRY(copy_constant(info, SCALES, product->n_outputs, n_padded, &product->scales));
     TRY(copy_constant(info, SMOOTHING, product->n_inputs, product->n_inputs, &product->smoothing));
     if (!product->scales)
-        return ort.create_status(INVALID_ARGUMENT, "Linear: int8 weights need scales");
+        return refuse("Linear: the int8 weight has no scales, expected one for each column. " EXPORT_AGAIN);
     int64_t n_pairs = divide_up(product->n_inputs, 2 * INPUTS_PER_BLOCK);
     product->block_sums = calloc(n_pairs * n_padded, 2 * sizeof(int16_t));
     product->excess_starts = calloc(n_padded + 1, sizeof(int64_t));
@@ -169,23 +247,29 @@ static OrtStatus *linear_read(struct linear *linear, const OrtKernelInfo *info) 
     struct product *product = &linear->product;
     int64_t gelu;
     struct tensor weight;
-    TRY(ort.integer_attribute(info, "gelu", &gelu));
+    TRY(read_attribute(info, "gelu", &gelu));
+    if (gelu != 0 && gelu != 1)
+        return refuse("Linear: the attribute gelu is %lld, expected 0 or 1. " EXPORT_AGAIN, (long long)gelu);
     TRY(read_constant(info, WEIGHT, &weight));
-    if (weight.n_dimensions != 2 || weight.dimensions[0] > MAX_INPUTS)
-        return ort.create_status(INVALID_ARGUMENT, "Linear: weight must be a constant (K, N), K at most 8192");
+    int64_t n_inputs = weight.dimensions[0], n_outputs = weight.dimensions[1];
+    if (weight.n_dimensions != 2 || n_inputs < 1 || n_inputs > MAX_INPUTS || n_outputs < 1 || n_outputs > MAX_OUTPUTS)
+        return refuse(
+            "Linear: the weight has %s, expected (K, N) with K from 1 to %d and N from 1 to %d. " EXPORT_AGAIN,
+            shape_of(&weight).text, MAX_INPUTS, MAX_OUTPUTS
+        );
     product->type = linear->operator->weight_type, product->gelu = gelu;
-    product->n_inputs = weight.dimensions[0], product->n_outputs = weight.dimensions[1];
-    int64_t n_padded = round_up(product->n_outputs, kernels->panel_width);
-    TRY(copy_constant(info, BIAS, product->n_outputs, n_padded, &product->bias));
+    product->n_inputs = n_inputs, product->n_outputs = n_outputs;
+    int64_t n_padded = round_up(n_outputs, kernels->panel_width);
+    TRY(copy_constant(info, BIAS, n_outputs, n_padded, &product->bias));
     if (!product->bias)
         product->bias = calloc(n_padded, sizeof(float));
     if (product->type == INT8_WEIGHT)
         TRY(read_quantization(info, n_padded, product));
     int64_t size = bytes_of(product->type);
-    product->weight = aligned_alloc(64, round_up(round_up(product->n_inputs, 4) * n_padded * size, 64));
+    product->weight = aligned_alloc(64, round_up(round_up(n_inputs, 4) * n_padded * size, 64));
     if (!product->bias || !product->weight || !kernels->pack(weight.data, product))
         return out_of_memory();
-    release_pages(weight.data, product->n_inputs * product->n_outputs * size);
+    release_pages(weight.data, n_inputs * n_outputs * size);
     return NULL;
 }
 
@@ -228,10 +312,16 @@ static OrtStatus *linear_compute(void *kernel, OrtKernelContext *context) {
     TRY(read_input(context, ROWS, &rows));
     TRY(read_input(context, RESIDUAL, &residual));
     int64_t n_rows = rows.dimensions[0];
-    if (rows.n_dimensions != 2 || rows.dimensions[1] != product->n_inputs)
-        return ort.create_status(INVALID_ARGUMENT, "Linear: rows do not fit the weight");
-    if (residual.data && (residual.dimensions[0] != n_rows || residual.dimensions[1] != product->n_outputs))
-        return ort.create_status(INVALID_ARGUMENT, "Linear: the residual does not fit the output");
+    if (!is_matrix(&rows, n_rows, product->n_inputs))
+        return refuse(
+            "Linear: rows have %s, expected (T, %lld), as the weight has it. " EXPORT_AGAIN, shape_of(&rows).text,
+            (long long)product->n_inputs
+        );
+    if (residual.is_given && !is_matrix(&residual, n_rows, product->n_outputs))
+        return refuse(
+            "Linear: the residual has %s, expected the output's, (%lld, %lld). " EXPORT_AGAIN, shape_of(&residual).text,
+            (long long)n_rows, (long long)product->n_outputs
+        );
     struct linear_run run = {.linear = linear, .whole = {.rows = rows.data, .residual = residual.data}};
     TRY(make_output(context, n_rows, product->n_outputs, &run.whole.output));
     if (!n_rows)
@@ -277,7 +367,11 @@ static OrtStatus *attention_create(
 ) {
     (void)api;
     int64_t n_heads;
-    TRY(ort.integer_attribute(info, "n_heads", &n_heads));
+    TRY(read_attribute(info, "n_heads", &n_heads));
+    if (n_heads < 1)
+        return refuse(
+            "PackedAttention: the attribute n_heads is %lld, expected 1 or more. " EXPORT_AGAIN, (long long)n_heads
+        );
     struct heads *heads = malloc(sizeof *heads);
     if (!heads)
         return out_of_memory();
@@ -299,21 +393,55 @@ static void attention_task(void *data, size_t index) {
     run->kernels->attend(&run->attention, &task, scratch);
 }
 
+static OrtStatus *check_states(const struct heads *heads, const struct tensor *inputs) {
+    static const char *const names[] = {"queries", "keys", "values"};
+    int64_t n_tokens = inputs[QUERIES].dimensions[0], n_dims = inputs[QUERIES].dimensions[1];
+    for (size_t i = QUERIES; i <= VALUES; i++)
+        if (!is_matrix(&inputs[i], n_tokens, n_dims))
+            return refuse(
+                "PackedAttention: %s have %s and queries %s, expected one shape (T, D) for all three. " EXPORT_AGAIN,
+                names[i], shape_of(&inputs[i]).text, shape_of(&inputs[QUERIES]).text
+            );
+    if (n_dims < 1 || n_dims % heads->n_heads || n_dims / heads->n_heads > MAX_HEAD_SIZE)
+        return refuse(
+            "PackedAttention: %lld heads share %lld dimensions, expected from 1 to %d for each. " EXPORT_AGAIN,
+            (long long)heads->n_heads, (long long)n_dims, MAX_HEAD_SIZE
+        );
+    return NULL;
+}
+
+/* Refuse limits of texts that do not ascend from 0 to the number of tokens. */
+static OrtStatus *check_limits(const struct tensor *cu_seqlens, int64_t n_tokens) {
+    const int64_t *limits = cu_seqlens->data, n_limits = cu_seqlens->dimensions[0];
+    if (cu_seqlens->n_dimensions != 1 || n_limits < 1)
+        return refuse(
+            "PackedAttention: cu_seqlens has %s, expected (B + 1) for B texts. " EXPORT_AGAIN,
+            shape_of(cu_seqlens).text
+        );
+    for (int64_t i = 1; i < n_limits; i++)
+        if (limits[i] < limits[i - 1])
+            return refuse(
+                "PackedAttention: cu_seqlens descends from %lld to %lld at index %lld; " PASS_SUMS,
+                (long long)limits[i - 1], (long long)limits[i], (long long)i
+            );
+    if (limits[0] != 0 || limits[n_limits - 1] != n_tokens)
+        return refuse(
+            "PackedAttention: cu_seqlens runs from %lld to %lld, expected from 0 to the number of tokens, %lld; " PASS_SUMS,
+            (long long)limits[0], (long long)limits[n_limits - 1], (long long)n_tokens
+        );
+    return NULL;
+}
+
 static OrtStatus *attention_compute(void *kernel, OrtKernelContext *context) {
     const struct heads *heads = kernel;
     struct tensor inputs[N_ATTENTION_INPUTS];
     for (size_t i = 0; i < N_ATTENTION_INPUTS; i++)
         TRY(read_input(context, i, &inputs[i]));
-    int64_t n_tokens = inputs[QUERIES].dimensions[0], n_dims = inputs[QUERIES].dimensions[1];
-    int64_t n_texts = inputs[CU_SEQLENS].dimensions[0] - 1, n_tasks = 0, head_size = n_dims / heads->n_heads;
+    int64_t n_tokens = inputs[QUERIES].dimensions[0], n_dims = inputs[QUERIES].dimensions[1], n_tasks = 0;
+    TRY(check_states(heads, inputs));
+    TRY(check_limits(&inputs[CU_SEQLENS], n_tokens));
+    int64_t head_size = n_dims / heads->n_heads, n_texts = inputs[CU_SEQLENS].dimensions[0] - 1;
     const int64_t *limits = inputs[CU_SEQLENS].data;
-    if (n_dims != heads->n_heads * head_size || head_size > MAX_HEAD_SIZE)
-        return ort.create_status(INVALID_ARGUMENT, "PackedAttention: heads must have one size, 128 at most");
-    for (size_t i = QUERIES; i <= VALUES; i++)
-        if (inputs[i].n_dimensions != 2 || inputs[i].dimensions[0] != n_tokens || inputs[i].dimensions[1] != n_dims)
-            return ort.create_status(INVALID_ARGUMENT, "PackedAttention: queries, keys and values must have one shape");
-    if (n_texts < 0 || limits[0] != 0 || limits[n_texts] != n_tokens)
-        return ort.create_status(INVALID_ARGUMENT, "PackedAttention: cu_seqlens must run from 0 to the number of tokens");
     struct attention_task *tasks = malloc((n_tokens / QUERIES_PER_TASK + n_texts + 1) * sizeof *tasks);
     if (!tasks)
         return out_of_memory();
@@ -328,7 +456,7 @@ static OrtStatus *attention_compute(void *kernel, OrtKernelContext *context) {
         .tasks = tasks,
     };
     OrtStatus *status = make_output(context, n_tokens, n_dims, &run.attention.context);
-    if (!status)
+    if (!status && n_tasks)
         status = ort.parallel_for(context, attention_task, n_tasks * heads->n_heads, 0, &run);
     free(tasks);
     return status;
@@ -402,37 +530,74 @@ EXPORT const char *bgem3_kernels(void) {
     return NULL;
 }
 
+/* Read an entry of a session's options; leave `value` empty where there is none, and refuse a longer one. */
+static OrtStatus *read_entry(const OrtSessionOptions *options, const char *key, char *value, size_t size) {
+    int is_there;
+    size_t needed = 0;
+    *value = 0;
+    TRY(ort.has_config_entry(options, key, &is_there));
+    if (!is_there)
+        return NULL;
+    TRY(ort.config_entry(options, key, NULL, &needed));
+    if (needed > size)
+        return refuse("%s has %zu characters, but can have %zu at most; pass a shorter one", key, needed - 1, size - 1);
+    return ort.config_entry(options, key, value, &needed);
+}
+
 static OrtStatus *choose_kernels(const OrtSessionOptions *options, const struct kernels **chosen) {
-    char name[32] = "";
-    size_t size = sizeof name;
-    TRY(ort.config_entry(options, "bgem3.kernels", name, &size));
-    for (int i = 0; i < N_KERNELS; i++)
-        if (!strcmp(name, all_kernels[i]->name) && all_kernels[i]->is_supported())
+    char name[32], names[128] = "";
+    TRY(read_entry(options, "bgem3.kernels", name, sizeof name));
+    for (int i = 0; i < N_KERNELS; i++) {
+        if (!all_kernels[i]->is_supported())
+            continue;
+        if (!strcmp(name, all_kernels[i]->name))
             *chosen = all_kernels[i];
-    return *chosen ? NULL : ort.create_status(INVALID_ARGUMENT, "bgem3.kernels names none that this CPU has");
+        size_t length = strlen(names);
+        snprintf(names + length, sizeof names - length, "%s\"%s\"", length ? ", " : "", all_kernels[i]->name);
+    }
+    return *chosen ? NULL : refuse("bgem3.kernels is \"%s\"; pass one that this CPU has: %s", name, names);
+}
+
+static OrtStatus *read_n_threads(const OrtSessionOptions *options, int64_t *n_threads) {
+    char text[32], *end;
+    TRY(read_entry(options, "bgem3.n_threads", text, sizeof text));
+    errno = 0;
+    *n_threads = strtoll(text, &end, 10);
+    if (end == text || *end || errno || *n_threads < 1 || *n_threads > MAX_THREADS)
+        return refuse("bgem3.n_threads is \"%s\"; pass a whole number from 1 to %d", text, MAX_THREADS);
+    return NULL;
 }
 
 /* ONNX Runtime calls this for each session's options; `bgem3.kernels` and `bgem3.n_threads` are entries of these. */
 EXPORT OrtStatus *RegisterCustomOps(OrtSessionOptions *options, const OrtApiBase *base) {
-    OrtApi *api = base->get_api(API_VERSION);
+    OrtApi *api = base->get_api(API_VERSION), *oldest = base->get_api(1);
+    if (!api)
+        return ((OrtStatus * (*)(int, const char *)) oldest[0])(
+            RUNTIME_EXCEPTION, "bgem3's operators need ONNX Runtime 1.22 or newer; install a newer one"
+        );
     ORT_FUNCTIONS(LOAD)
-    char n_threads[16] = "";
-    size_t size = sizeof n_threads;
-    TRY(ort.config_entry(options, "bgem3.n_threads", n_threads, &size));
     const struct kernels *kernels = NULL;
+    int64_t n_threads;
     TRY(choose_kernels(options, &kernels));
+    TRY(read_n_threads(options, &n_threads));
     const struct operator chosen[] = {
-        {linear_op, INT8_WEIGHT, atoi(n_threads), kernels},
-        {linear_op, FLOAT16_WEIGHT, atoi(n_threads), kernels},
-        {attention_op, 0, atoi(n_threads), kernels},
+        {linear_op, INT8_WEIGHT, n_threads, kernels},
+        {linear_op, FLOAT16_WEIGHT, n_threads, kernels},
+        {attention_op, 0, n_threads, kernels},
     };
-    struct operator* operators = malloc(sizeof chosen); /* this kilobyte outlives the session */
-    if (!operators)
-        return out_of_memory();
-    memcpy(operators, chosen, sizeof chosen);
     OrtCustomOpDomain *domain;
     TRY(ort.create_domain("bgem3", &domain));
-    for (size_t i = 0; i < sizeof chosen / sizeof *chosen; i++)
-        TRY(ort.add_to_domain(domain, &operators[i]));
-    return ort.add_domain(options, domain);
+    struct operator* operators = malloc(sizeof chosen); /* this kilobyte and the domain outlive the session */
+    OrtStatus *status = operators ? NULL : out_of_memory();
+    for (size_t i = 0; i < sizeof chosen / sizeof *chosen && !status; i++) {
+        operators[i] = chosen[i];
+        status = ort.add_to_domain(domain, &operators[i]);
+    }
+    if (!status)
+        status = ort.add_domain(options, domain);
+    if (status) {
+        ort.release_domain(domain);
+        free(operators);
+    }
+    return status;
 }

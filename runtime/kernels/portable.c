@@ -41,11 +41,14 @@ static inline floats multiply_add(floats a, floats b, floats c) {
     return c;
 }
 
-/* float16 has 5 bits of exponent: times 2^112, the bits of its exponent and fraction are those of a float32. */
+/* float16 has 5 bits of exponent: times 2^112, the bits of its exponent and fraction are those of a float32. Where they
+are all ones, for infinity and NaN, so are float32's. */
 static inline floats load_halves(const uint16_t *halves) {
     floats vector;
     for (int i = 0; i < LANES; i++) {
         uint32_t bits = (halves[i] & 0x7fffu) << 13 | (halves[i] & 0x8000u) << 16;
+        if ((halves[i] & 0x7c00u) == 0x7c00u)
+            bits |= 0x7f800000u;
         memcpy((char *)&vector + 4 * i, &bits, 4);
     }
     return vector * 0x1p112f;
