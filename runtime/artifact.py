@@ -300,7 +300,7 @@ def _check_unlisted(folder: Path, graphs: dict[tuple[str, str], str], listed: Co
 
 
 def pointer_help(path: Path) -> str | None:
-    """Say what to do about a small file that stands for the real one, as git-lfs and git-annex leave; None for others."""
+    """Say what to do about a file that git-lfs or git-annex left in place of the real one; None for any other."""
     with path.open("rb") as file:
         start = file.read(64)
     if start.startswith(b"version https://git-lfs"):

@@ -218,8 +218,8 @@ def _read(path: Path) -> bytes:
 def read_linked(path: Path) -> tuple[bytes, Path] | None:
     """Return a graph that reads its weights where a link beside it leads to, and the folder that they are in.
 
-    ONNX Runtime refuses weights whose real path leaves the graph's folder, from 1.24.1 on; in 1.24.1 even where the graph
-    is a link to the same folder. None is for a graph without such weights, which ONNX Runtime opens by its path.
+    From 1.24 on, ONNX Runtime refuses weights whose real path leaves the folder of the graph and of what the graph is a
+    link to. None stands for a graph without linked weights, which ONNX Runtime opens by its path.
 
     Raises
     ------
@@ -335,7 +335,7 @@ def _outputs(spec: ModelSpec) -> dict[str, Value]:
 
 
 def _sizes(graph: GraphFile, spec: ModelSpec, precision: str) -> Iterator[tuple[str, str, bool]]:
-    """Yield what a graph says of the model: what it is about, the words for it, and whether it is as in the manifest."""
+    """Yield each size that a graph has: its name, the size in words, and whether it is as the manifest says."""
     shapes = {
         "embeddings.word": (spec.vocab_size, spec.hidden_size),
         "embeddings.position": (spec.max_length + spec.pad_id + 1, spec.hidden_size),

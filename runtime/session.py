@@ -71,7 +71,8 @@ class CpuSession:
         self._path, self.kernels = choose_graph(path, kernels)
         if kernels == "auto":
             reason = why_unavailable() or f"the artifact has no {NATIVE_GRAPH}"
-            logger.info("CPU kernels: %s", self.kernels if self.kernels != "none" else f"ONNX Runtime's, since {reason}")
+            chosen = self.kernels if self.kernels != "none" else f"ONNX Runtime's, since {reason}"
+            logger.info("CPU kernels: %s", chosen)
         if self.kernels == "none":
             # SkipLayerNormalization is several times slower on CPU than the Add and LayerNormalization it replaces.
             self._session = open_session(
@@ -129,8 +130,8 @@ class CpuSession:
             values = self._session.run(list(outputs), {name: feeds[name] for name in self._input_names})
         except onnxruntime_errors() as error:
             raise RuntimeError(
-                f"ONNX Runtime failed to run {self._path} ({error}); if memory is short, encode with a lower max_length; "
-                f"otherwise check the folder with `bgem3 verify {self._path.parent.parent}`"
+                f"ONNX Runtime failed to run {self._path} ({error}); if memory is short, encode with a lower "
+                f"max_length; otherwise check the folder with `bgem3 verify {self._path.parent.parent}`"
             ) from error
         arrays: Arrays = dict(zip(outputs, values, strict=True))
         n_rows = output_rows(len(batch.text_index), len(batch.token_ids))
