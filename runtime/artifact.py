@@ -156,7 +156,7 @@ def _read_json(path: Path) -> Any:
         raise ValueError("it is not a regular file")
     if size > MAX_MANIFEST_BYTES:
         raise ValueError(f"it has {size} bytes, more than {MAX_MANIFEST_BYTES}")
-    values = json.loads(path.read_text(encoding="utf-8"))
+    values = json.loads(path.read_text(encoding="utf-8-sig"))
     json.dumps(values, ensure_ascii=False).encode()  # escapes may spell what is not Unicode
     return values
 

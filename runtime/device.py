@@ -44,9 +44,8 @@ def open_encoder(
         held, path = artifact.graph(precision, "cpu")
         graph, chosen_kernels = choose_graph(path, kernels)
         check_graph(artifact, graph, held, "cpu" if chosen_kernels == "none" else "native")
-        probe = path.with_name(PROBE)
-        if probe.is_file():
-            check_locations(artifact, probe)
+        if path.with_name(PROBE).is_file():
+            check_locations(artifact, path.with_name(PROBE))
         session = CpuSession(
             path, held, n_threads=n_threads or available_cpus(), token_budget=token_budget, kernels=kernels
         )
