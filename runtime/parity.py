@@ -119,7 +119,7 @@ class Reference:
         if not path.is_file():
             raise ArtifactError(f"{path} is missing; copy the whole artifact folder again or export it again")
         try:
-            with np.load(path, allow_pickle=False) as arrays:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
                 reference = cls._from_arrays(arrays)
         except UNREADABLE as error:
             raise ArtifactError(

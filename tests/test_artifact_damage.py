@@ -375,7 +375,7 @@ def move_weights(graph: onnx.GraphProto, location: str) -> None:
                 entry.value = location
 
 
-def rename_input(graph: onnx.GraphProto) -> None:
+def add_input(graph: onnx.GraphProto) -> None:
     graph.input.add().CopyFrom(onnx.helper.make_tensor_value_info("extra", 7, ["tokens"]))
 
 
@@ -406,7 +406,7 @@ def without_inputs_and_outputs(graph: onnx.GraphProto) -> None:
 @pytest.mark.parametrize(
     ("edit", "words"),
     [
-        (rename_input, "inputs are extra int64"),
+        (add_input, r"inputs are .*extra int64 \(\?\)"),
         (widen_input, r"inputs are .*token_ids int32 \(\?\)"),
         (add_input_dimension, r"token_ids int64 \(\?, \?\)"),
         (fix_rows, r"outputs are dense float32 \(1, 96\)"),
@@ -487,6 +487,8 @@ def test_weights_that_give_nan_are_never_taken_for_values(
     set_weight(folder, tensor, value)
     with load(folder, kernels=kernels) as model:
         for output in OUTPUTS:
+            if (tensor, output) == ("layer.2.output_norm.bias", "sparse") and np.isinf(value):
+                continue  # ReLU turns minus infinity into 0
             if output in outputs:
                 with pytest.raises(ArtifactError, match=f"gives {output} values that are NaN or infinite"):
                     model.encode(TEXTS, [output])
