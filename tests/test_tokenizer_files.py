@@ -214,7 +214,8 @@ def test_a_damaged_tokenizer_file_is_refused_or_gives_ids_that_the_model_has(
     for step in data.draw(st.sampled_from(parts)):
         target = target[step]
     key = data.draw(st.sampled_from(list(target) if isinstance(target, dict) else list(range(len(target)))))
-    numbers, empty = st.integers(-2, 2**33), st.sampled_from([[], {}])
+    numbers = st.integers(-2, 2**33)
+    empty: st.SearchStrategy[object] = st.sampled_from([[], {}])
     target[key] = data.draw(st.one_of(st.none(), st.booleans(), numbers, st.text(max_size=3), empty))
     path = tmp_path / "tokenizer.json"
     path.write_text(json.dumps(tokenizer), encoding="utf-8")
