@@ -14,7 +14,8 @@ Inputs (T tokens, B texts, S the longest text's tokens), written by `bgem3.runti
 | `sparse_rows`      | int64 (N,)   | likewise for the sparse head                                    |
 | `multivector_rows` | int64 (N,)   | likewise for the multi-vector head                              |
 
-Outputs: `dense` (rows, D), `sparse` (rows,) and `multivector` (rows, M), all float32.
+Outputs: `dense` (rows, D), `sparse` (rows,) and `multivector` (rows, M), all float32. A graph exported without a
+head has neither its output nor its rows.
 
 Only attention sees texts: linear layers, LayerNorm and GELU work on packed tokens and never on padding.
 A head is chosen by its row list: an empty list makes the head's operators work on zero rows, and with
@@ -33,7 +34,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from bgem3.export.graph import ROW_INPUTS, TOKEN_INPUTS, Graph, make_model, outputs_of
+from bgem3.export.graph import ROW_INPUTS, TOKEN_INPUTS, Graph, make_model, outputs_in, outputs_of
 from bgem3.export.quantization import LARGEST, SMALLEST_SCALE, ZERO_POINT, parts, zero_point
 from bgem3.export.weights import WeightsFile
 from bgem3.runtime.artifact import ModelSpec
@@ -193,11 +194,14 @@ def _attention(graph: Graph, spec: ModelSpec, slots: list[str]) -> str:
 
 
 def add_heads(graph: Graph, states: str) -> None:
-    """Add the three heads on the last states (R, D), each on its own rows of them."""
+    """Add the heads that the weights have on the last states (R, D), each on its own rows of them."""
+    outputs = outputs_in(graph.weights)
 
     def of(name: str) -> str:
         return graph.linear(graph.node("Gather", [states, f"{name}_rows"]), name)
 
     graph.normalise(graph.node("Gather", [states, "dense_rows"]), "dense")
-    graph.flatten(graph.node("Relu", [of("sparse")]), "sparse")  # (rows, 1) to (rows,)
-    graph.normalise(of("multivector"), "multivector")
+    if "sparse" in outputs:
+        graph.flatten(graph.node("Relu", [of("sparse")]), "sparse")  # (rows, 1) to (rows,)
+    if "multivector" in outputs:
+        graph.normalise(of("multivector"), "multivector")

@@ -30,7 +30,7 @@ Nothing in it needs the host: no shapes are computed and no branch is taken, so 
 import onnx
 from onnx import TensorProto
 
-from bgem3.export.graph import ROW_INPUTS, TOKEN_INPUTS, Graph, outputs_of
+from bgem3.export.graph import ROW_INPUTS, TOKEN_INPUTS, Graph, outputs_in, outputs_of
 from bgem3.export.weights import WeightsFile
 from bgem3.runtime.artifact import ModelSpec
 
@@ -100,13 +100,17 @@ def _attention(graph: Graph, spec: ModelSpec, name: str, states: str) -> str:
 
 
 def _heads(graph: Graph, states: str) -> None:
+    outputs = outputs_in(graph.weights)
+
     def of(name: str) -> str:
         product = _product(graph, graph.node("Gather", [states, f"{name}_rows"]), name)
         return graph.node("Add", [graph.float32(product), graph.weight(f"{name}.bias")])
 
     graph.normalise(graph.float32(graph.node("Gather", [states, "dense_rows"])), "dense")
-    graph.flatten(graph.node("Relu", [of("sparse")]), "sparse")  # (rows, 1) to (rows,)
-    graph.normalise(of("multivector"), "multivector")
+    if "sparse" in outputs:
+        graph.flatten(graph.node("Relu", [of("sparse")]), "sparse")  # (rows, 1) to (rows,)
+    if "multivector" in outputs:
+        graph.normalise(of("multivector"), "multivector")
 
 
 def _product(graph: Graph, rows: str, name: str) -> str:

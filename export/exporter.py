@@ -17,7 +17,7 @@ import numpy as np
 import onnxruntime
 from tqdm import tqdm
 
-from bgem3.export.checkpoint import Checkpoint, load_checkpoint
+from bgem3.export.checkpoint import Checkpoint, load_checkpoint, read_tokenizer_file
 from bgem3.export.cpu_graph import build_cpu_graph
 from bgem3.export.cuda_graph import build_cuda_graph
 from bgem3.export.graph import save_graph
@@ -30,8 +30,10 @@ from bgem3.export.weights import WeightsFile, encoder_tensors
 from bgem3.runtime.artifact import (
     FORMAT_VERSION,
     MANIFEST,
+    OUTPUTS,
     PRECISIONS,
     Artifact,
+    Output,
     check_artifact,
     is_artifact,
     sha256_of,
@@ -56,6 +58,8 @@ def export_model(
     overwrite: bool = False,
     show_progress: bool = False,
     cache_dir: str | Path | None = None,
+    outputs: Sequence[Output] = OUTPUTS,
+    heads_from: str | Path | None = None,
 ) -> dict[str, Any]:
     """Export a BGE-M3 checkpoint to an artifact folder and verify it.
 
@@ -72,6 +76,9 @@ def export_model(
     overwrite : replace ``target`` if it is an artifact folder already
     show_progress : show progress bars on standard error
     cache_dir : the hub's download cache, None for its default
+    outputs : what the artifact gives, "dense" and any of "sparse" and "multivector"; the heads of others are not needed
+    heads_from : hub id or checkpoint folder whose sparse and multi-vector heads are taken, for a fine-tune that was
+        saved without them; of a hub id, only the heads' files are downloaded
 
     Returns
     -------
@@ -84,7 +91,7 @@ def export_model(
     FileExistsError
         If ``target`` exists and may not be replaced.
     ValueError
-        If a precision is unknown.
+        If a precision or an output is unknown, or ``heads_from`` is given and no output needs it.
     OverflowError
         If a weight does not fit the stored precision.
     ParityError
@@ -94,11 +101,12 @@ def export_model(
         If the disk is full or not writable.
     """
     precisions = _check_precisions(precisions, portable)
+    outputs = _check_outputs(outputs, heads_from)
     target = Path(target)
     _check_target(target, overwrite)
-    checkpoint = load_checkpoint(source, cache_dir)
+    checkpoint = load_checkpoint(source, cache_dir, outputs=outputs, heads_from=heads_from)
     with _new_folder(target, overwrite) as folder:
-        shutil.copyfile(checkpoint.folder / "tokenizer.json", folder / "tokenizer.json")
+        (folder / "tokenizer.json").write_bytes(read_tokenizer_file(checkpoint.folder))
         graphs: list[dict[str, str]] = []
         int8_report: dict[str, Any] | None = None
         for precision in precisions:
@@ -132,6 +140,17 @@ def _check_precisions(precisions: Sequence[str], portable: bool) -> tuple[str, .
     if unknown or not (wanted or portable):
         raise ValueError(f"precisions must be one or more of {PRECISIONS}, found {precisions!r}")
     return wanted
+
+
+def _check_outputs(outputs: Sequence[Output], heads_from: str | Path | None) -> tuple[Output, ...]:
+    wanted = (outputs,) if isinstance(outputs, str) else tuple(outputs)
+    if set(wanted) - set(OUTPUTS) or "dense" not in wanted:
+        raise ValueError(f"outputs must be 'dense' and any other of {OUTPUTS}, found {outputs!r}")
+    if heads_from is not None and set(wanted) == {"dense"}:
+        raise ValueError(
+            f"heads_from={str(heads_from)!r} gives heads that outputs={outputs!r} has no use for; leave one out"
+        )
+    return tuple(name for name in OUTPUTS if name in wanted)
 
 
 def _check_target(target: Path, overwrite: bool) -> None:
@@ -190,9 +209,11 @@ def _write_precision(checkpoint: Checkpoint, folder: Path, precision: str, show_
 
 def _manifest(checkpoint: Checkpoint, folder: Path, graphs: list[dict[str, str]]) -> dict[str, Any]:
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    held = checkpoint.model.outputs
     return {
         "format_version": FORMAT_VERSION,
         "model": vars(checkpoint.spec),
+        **({} if held == OUTPUTS else {"outputs": list(held)}),
         "source": checkpoint.source,
         "graphs": graphs,
         "files": {

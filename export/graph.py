@@ -8,7 +8,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from bgem3.export.weights import WeightsFile
-from bgem3.runtime.artifact import ModelSpec
+from bgem3.runtime.artifact import OUTPUTS, ModelSpec, Output
 
 NATIVE_DOMAIN = "bgem3"
 OPSETS = {"": 20, "com.microsoft": 1}  # 20 is the first with an exact Gelu
@@ -21,6 +21,7 @@ TOKEN_INPUTS: Values = {
     "token_ids": (TensorProto.INT64, ["tokens"]),
     "position_ids": (TensorProto.INT64, ["tokens"]),
 }
+
 ROW_INPUTS: Values = {
     "state_rows": (TensorProto.INT64, ["states"]),
     "dense_rows": (TensorProto.INT64, ["dense_rows"]),
@@ -36,6 +37,11 @@ def outputs_of(spec: ModelSpec) -> Values:
         "sparse": (TensorProto.FLOAT, ["sparse_rows"]),
         "multivector": (TensorProto.FLOAT, ["multivector_rows", spec.multivector_size]),
     }
+
+
+def outputs_in(weights: WeightsFile) -> tuple[Output, ...]:
+    """Return the outputs that a weights file has heads for; the dense one needs no tensor."""
+    return tuple(name for name in OUTPUTS if name == "dense" or f"{name}.weight" in weights)
 
 
 class Graph:
@@ -117,8 +123,12 @@ class Graph:
         self.node("Reshape", [rows, self.int64("flat", [-1])], output)
 
     def model(self, inputs: Values, outputs: Values) -> onnx.ModelProto:
+        """Return the graph, without the rows and the output of a head that the weights lack."""
+        lacking = set(OUTPUTS).difference(outputs_in(self.weights))
+
         def declared(values: Values) -> list[onnx.ValueInfoProto]:
-            return [helper.make_tensor_value_info(name, *kind) for name, kind in values.items()]
+            kinds = {name: kind for name, kind in values.items() if name.removesuffix("_rows") not in lacking}
+            return [helper.make_tensor_value_info(name, *kind) for name, kind in kinds.items()]
 
         graph = helper.make_graph(
             self._nodes, "bgem3", declared(inputs), declared(outputs), list(self._initializers.values())

@@ -35,7 +35,7 @@ DESCRIPTION = (
 
 
 class PaddedModel(torch.nn.Module):
-    """The backbone and its heads over padded texts, with the weights as an argument.
+    """The backbone and the heads that a checkpoint has over padded texts, with the weights as an argument.
 
     Shapes: B texts, S tokens of the longest one, D dimensions of a state, M of a multi-vector row.
 
@@ -46,6 +46,8 @@ class PaddedModel(torch.nn.Module):
 
     Attributes
     ----------
+    outputs : tuple of str
+        What it gives, in order: the outputs of ``model``.
     weights : dict of str to torch.Tensor
         By state dict name, in the layout of the graph: those of linear layers are (in, out), for MatMul.
     """
@@ -53,6 +55,7 @@ class PaddedModel(torch.nn.Module):
     def __init__(self, model: BGEM3Torch) -> None:
         super().__init__()
         copied = copy.deepcopy(model, {id(weight): weight for weight in model.parameters()})
+        self.outputs = copied.outputs
         self.backbone = copied.backbone
         self.sparse_linear = copied.sparse_linear
         self.colbert_linear = copied.colbert_linear
@@ -64,8 +67,8 @@ class PaddedModel(torch.nn.Module):
 
     def forward(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, weights: list[torch.Tensor]
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Compute the three heads.
+    ) -> tuple[torch.Tensor, ...]:
+        """Compute the heads that there are.
 
         Parameters
         ----------
@@ -79,7 +82,7 @@ class PaddedModel(torch.nn.Module):
         Returns
         -------
         tuple of torch.Tensor
-            dense (B, D), sparse (B, S) and multivector (B, S, M), all float32.
+            ``outputs`` in their order: dense (B, D), sparse (B, S) and multivector (B, S, M), all float32.
         """
         for name, weight in zip(self.weights, weights, strict=True):
             module, leaf = self._locate(name)
@@ -87,13 +90,14 @@ class PaddedModel(torch.nn.Module):
         token_type_ids = torch.zeros_like(input_ids)  # the model's own default would be traced as a constant
         hidden = self.backbone(input_ids, attention_mask, token_type_ids).last_hidden_state  # (B, S, D)
         is_padding = attention_mask == 0
-        sparse = torch.relu(self.sparse_linear(hidden))[..., 0]  # (B, S)
-        multivector = _normalise(self.colbert_linear(hidden))  # (B, S, M)
-        return (
-            _normalise(hidden[:, 0]),
-            sparse.masked_fill(is_padding, 0.0),
-            multivector.masked_fill(is_padding[..., None], 0.0),
-        )
+        heads = [_normalise(hidden[:, 0])]
+        if self.sparse_linear is not None:
+            sparse = torch.relu(self.sparse_linear(hidden))[..., 0]  # (B, S)
+            heads.append(sparse.masked_fill(is_padding, 0.0))
+        if self.colbert_linear is not None:
+            multivector = _normalise(self.colbert_linear(hidden))  # (B, S, M)
+            heads.append(multivector.masked_fill(is_padding[..., None], 0.0))
+        return tuple(heads)
 
     def _locate(self, name: str) -> tuple[torch.nn.Module, str]:
         """Return the module that holds a weight, and the weight's name there."""
@@ -114,6 +118,7 @@ class PaddedOnnxConfig(OnnxConfig):  # type: ignore[misc]
     def __init__(self, model: PaddedModel) -> None:
         super().__init__(model.config)
         self.weights = model.weights
+        self._outputs = model.outputs
 
     @property
     def inputs(self) -> dict[str, dict[int, str]]:
@@ -125,7 +130,8 @@ class PaddedOnnxConfig(OnnxConfig):  # type: ignore[misc]
     def outputs(self) -> dict[str, dict[int, str]]:
         """Dynamic axes by output."""
         axes = {0: "batch", 1: "sequence"}
-        return {"dense": {0: "batch"}, "sparse": axes, "multivector": axes}
+        by_output = {"dense": {0: "batch"}, "sparse": axes, "multivector": axes}
+        return {name: by_output[name] for name in self._outputs}
 
     def ordered_inputs(self, model: torch.nn.Module) -> dict[str, dict[int, str]]:
         """Return `inputs`: by itself, optimum would seek each name among the arguments of ``forward``."""

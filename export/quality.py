@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from bgem3.export.checkpoint import Checkpoint
 from bgem3.export.reference import reference_outputs
+from bgem3.runtime.artifact import OUTPUTS
 from bgem3.runtime.model import DEFAULT_WEIGHTS
 from bgem3.scoring import (
     Embeddings,
@@ -41,17 +42,19 @@ def quality_reference(
     """Encode the pairs' questions, then their passages, with the checkpoint in float32; return the texts, too."""
     texts = [question for question, _ in pairs] + [passage for _, passage in pairs]
     reference = reference_outputs(checkpoint, texts, vectors_per_text=None, show_progress=show_progress)
+    outputs = checkpoint.model.outputs
+    offsets = np.cumsum([0, *(reference.n_tokens - 1)])
     return texts, Embeddings(
         n_tokens=reference.n_tokens,
         truncated=np.zeros(len(texts), np.bool_),
         dense=reference.dense,
-        sparse=reference.sparse,
-        multivector=MultiVectors(reference.multivector, np.cumsum([0, *(reference.n_tokens - 1)])),
+        sparse=reference.sparse if "sparse" in outputs else None,
+        multivector=MultiVectors(reference.multivector, offsets) if "multivector" in outputs else None,
     )
 
 
 def compare_quality(found: Embeddings, expected: Embeddings, n_questions: int) -> dict[str, Any]:
-    """Compare embeddings of questions, and then of passages, with those of the same texts in float32.
+    """Compare embeddings of questions, and then of passages, with those of the same texts in float32, output by output.
 
     Returns
     -------
@@ -61,34 +64,43 @@ def compare_quality(found: Embeddings, expected: Embeddings, n_questions: int) -
     - ``SCORE_top_passages_changed``: by score, the share of other passages among each question's best ten
     """
     dense = np.einsum("nd,nd->n", found.dense, expected.dense)
-    vectors = np.einsum("nd,nd->n", found.multivector.packed, expected.multivector.packed)
-    rows = zip(found.sparse, expected.sparse, strict=True)
-    gaps = [_top_token_gap(ours.toarray().ravel(), theirs.toarray().ravel()) for ours, theirs in rows]
     report = {
         "tokens_equal": bool((found.n_tokens == expected.n_tokens).all()),
         "n_texts": len(expected),
         "dense_mean_cosine": float(dense.mean()),
         "dense_min_cosine": float(dense.min()),
-        "multivector_5th_percentile_cosine": float(np.percentile(vectors, 5)),
-        "top_tokens_changed": float(np.mean([gap is not None for gap in gaps])),
-        "top_tokens_gap": max((gap for gap in gaps if gap is not None), default=0.0),
     }
-    ours, theirs = (question_scores(embeddings, n_questions) for embeddings in (found, expected))
-    for score in ("dense", "sparse", "multivector", "hybrid"):
-        changed = _changed_passages(getattr(ours, score), getattr(theirs, score))
-        report[f"{score}_top_passages_changed"] = changed
+    if "multivector" in expected.outputs:
+        vectors = np.einsum("nd,nd->n", found.multivector.packed, expected.multivector.packed)
+        report["multivector_5th_percentile_cosine"] = float(np.percentile(vectors, 5))
+    if "sparse" in expected.outputs:
+        rows = zip(found.sparse, expected.sparse, strict=True)
+        gaps = [_top_token_gap(ours.toarray().ravel(), theirs.toarray().ravel()) for ours, theirs in rows]
+        report["top_tokens_changed"] = float(np.mean([gap is not None for gap in gaps]))
+        report["top_tokens_gap"] = max((gap for gap in gaps if gap is not None), default=0.0)
+    ours, theirs = (_scores_by_name(embeddings, n_questions) for embeddings in (found, expected))
+    for score in theirs:
+        report[f"{score}_top_passages_changed"] = _changed_passages(ours[score], theirs[score])
     return report
 
 
 def question_scores(embeddings: Embeddings, n_questions: int) -> Scores:
     """Score the first texts, questions, with the others, passages."""
+    return Scores(**_scores_by_name(embeddings, n_questions))
+
+
+def _scores_by_name(embeddings: Embeddings, n_questions: int) -> dict[str, NDArray[np.float32]]:
+    """Score the questions with the passages by every score that the outputs allow; the hybrid one takes all three."""
     questions, passages = slice(0, n_questions), slice(n_questions, None)
-    dense = dense_scores(embeddings.dense[questions], embeddings.dense[passages])
-    sparse = sparse_scores(embeddings.sparse[questions], embeddings.sparse[passages])
-    vectors = list(embeddings.multivector)
-    multivector = multivector_scores(vectors[questions], vectors[passages])
-    hybrid = hybrid_scores(dense, sparse, multivector, DEFAULT_WEIGHTS)
-    return Scores(dense=dense, sparse=sparse, multivector=multivector, hybrid=hybrid)
+    scores = {"dense": dense_scores(embeddings.dense[questions], embeddings.dense[passages])}
+    if "sparse" in embeddings.outputs:
+        scores["sparse"] = sparse_scores(embeddings.sparse[questions], embeddings.sparse[passages])
+    if "multivector" in embeddings.outputs:
+        vectors = list(embeddings.multivector)
+        scores["multivector"] = multivector_scores(vectors[questions], vectors[passages])
+    if len(scores) == len(OUTPUTS):
+        scores["hybrid"] = hybrid_scores(scores["dense"], scores["sparse"], scores["multivector"], DEFAULT_WEIGHTS)
+    return scores
 
 
 def _top_token_gap(found: NDArray[np.float32], expected: NDArray[np.float32]) -> float | None:

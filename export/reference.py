@@ -2,8 +2,8 @@
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from scipy.sparse import csr_array
-from torch.nn.functional import normalize
 from tqdm import tqdm
 
 from bgem3.export.checkpoint import Checkpoint
@@ -19,21 +19,28 @@ def reference_outputs(
     vectors_per_text: int | None = VECTORS_PER_TEXT,
     show_progress: bool = False,
 ) -> Reference:
-    """Encode texts with the checkpoint in float32, each alone and without padding; None keeps all multi-vectors."""
+    """Encode texts with the checkpoint in float32, each alone and without padding; None keeps all multi-vectors.
+
+    An output that the checkpoint has no head for is empty.
+    """
     spec = checkpoint.spec
-    n_tokens, dense, sparse, multivector, multivector_rows = [], [], [], [], []
+    n_tokens, dense, sparse = [], [], []
+    multivector = [np.empty((0, spec.multivector_size), np.float32)]
+    multivector_rows = [np.empty(0, np.int64)]
     n_vectors = 0
     for text in tqdm(texts, desc="reference", unit="text", disable=not show_progress):
         token_ids, states = last_states(checkpoint, text)  # (T,), (T, D)
-        vectors = normalize(checkpoint.model.colbert_linear(states[1:]), dim=-1).numpy()
-        n_kept = len(vectors) if vectors_per_text is None else vectors_per_text
-        rows = np.unique(np.linspace(0, len(vectors) - 1, n_kept).astype(np.int64))
+        heads = {name: values.numpy() for name, values in checkpoint.model.heads(states).items()}
         n_tokens.append(len(token_ids))
-        dense.append(normalize(states[0], dim=-1).numpy())
-        sparse.append(_lexical_weights(checkpoint, token_ids, states))
-        multivector.append(vectors[rows])
-        multivector_rows.append(n_vectors + rows)
-        n_vectors += len(vectors)
+        dense.append(heads["dense"])
+        sparse.append(_lexical_weights(checkpoint, token_ids, heads["sparse"]) if "sparse" in heads else {})
+        if "multivector" in heads:
+            vectors = heads["multivector"]
+            n_kept = len(vectors) if vectors_per_text is None else vectors_per_text
+            rows = np.unique(np.linspace(0, len(vectors) - 1, n_kept).astype(np.int64))
+            multivector.append(vectors[rows])
+            multivector_rows.append(n_vectors + rows)
+            n_vectors += len(vectors)
     return Reference(
         texts=texts,
         n_tokens=np.array(n_tokens, np.int32),
@@ -46,18 +53,19 @@ def reference_outputs(
 
 def last_states(checkpoint: Checkpoint, text: str) -> tuple[list[int], torch.Tensor]:
     """Return the token ids of one text, and its last hidden states, (T, D) float32."""
-    encoded = checkpoint.tokenizer(text, truncation=True, max_length=checkpoint.spec.max_length)
-    ids = torch.tensor([encoded["input_ids"]])
+    token_ids = checkpoint.token_ids(text, checkpoint.spec.max_length)
+    ids = torch.tensor([token_ids])
     with torch.inference_mode():
         output = checkpoint.model.backbone(input_ids=ids, attention_mask=torch.ones_like(ids))
-    return encoded["input_ids"], output.last_hidden_state[0]
+    return token_ids, output.last_hidden_state[0]
 
 
-def _lexical_weights(checkpoint: Checkpoint, token_ids: list[int], states: torch.Tensor) -> dict[int, float]:
+def _lexical_weights(
+    checkpoint: Checkpoint, token_ids: list[int], token_weights: NDArray[np.float32]
+) -> dict[int, float]:
     spec = checkpoint.spec
     weights: dict[int, float] = {}
-    token_weights = torch.relu(checkpoint.model.sparse_linear(states)).squeeze(-1).tolist()
-    for token_id, weight in zip(token_ids, token_weights, strict=True):
+    for token_id, weight in zip(token_ids, token_weights.tolist(), strict=True):
         if weight > 0 and token_id not in (spec.cls_id, spec.pad_id, spec.eos_id, spec.unk_id):
             weights[token_id] = max(weight, weights.get(token_id, 0.0))
     return weights
@@ -97,7 +105,7 @@ SENTENCES = (
 def parity_texts(checkpoint: Checkpoint) -> list[str]:
     """Return the built-in texts: empty, one character, many scripts, and long ones up to truncation."""
     block = " ".join(SENTENCES)
-    n_block = len(checkpoint.tokenizer.backend_tokenizer.encode(block).ids)
+    n_block = len(checkpoint.token_ids(block))
     limit = checkpoint.spec.max_length
     lengths = [n for n in (64, 300, 1000) if n < limit]
     long = [" ".join([block] * (n // n_block + 2))[: len(block) * n // n_block] for n in lengths]

@@ -19,13 +19,14 @@ MAX_LENGTH = 256  # tokens of a text; the gradients' memory grows with it
 def output_sensitivities(checkpoint: Checkpoint, texts: list[str], *, show_progress: bool = False) -> dict[str, Array]:
     """Measure, by projection, the mean squared gradient (N,) of the embeddings at each channel of its output.
 
-    A white error of variance ``v_n`` in channel n moves all three embeddings by ``sum(v_n * sensitivity_n)``, to first
+    A white error of variance ``v_n`` in channel n moves a text's embeddings by ``sum(v_n * sensitivity_n)``, to first
     order. Each text is one backward pass from a random vector of signs, whose squared product with a Jacobian has
     the squared norm of its columns as expectation (Hutchinson, 1990, doi:10.1080/03610919008812866).
 
     Parameters
     ----------
-    texts : some of them are taken, evenly spaced, and cut after 256 tokens; empty ones have nothing to say
+    texts : some of them are taken, evenly spaced, and cut after 256 tokens or the model's maximum; empty
+        ones have nothing to say
     """
     texts = [text for text in texts if text.strip()] or texts
     chosen = [texts[i] for i in np.unique(np.linspace(0, len(texts) - 1, N_TEXTS).astype(np.int64))]
@@ -39,16 +40,19 @@ def output_sensitivities(checkpoint: Checkpoint, texts: list[str], *, show_progr
 
 
 def _backward(checkpoint: Checkpoint, text: str, generator: torch.Generator) -> int:
-    """Send random signs from all three embeddings of a text back through the model; return its number of tokens."""
+    """Send random signs from all embeddings of a text back through the model; return its number of tokens."""
     model = checkpoint.model
-    ids = torch.tensor([checkpoint.tokenizer(text, truncation=True, max_length=MAX_LENGTH)["input_ids"]])
+    ids = torch.tensor([checkpoint.token_ids(text, min(MAX_LENGTH, checkpoint.spec.max_length))])
     words = model.backbone.embeddings.word_embeddings(ids).requires_grad_()
     positions = torch.arange(ids.shape[1])[None] + checkpoint.spec.pad_id + 1
     inputs = {"inputs_embeds": words, "position_ids": positions, "attention_mask": torch.ones_like(ids)}
     states = model.backbone(**inputs).last_hidden_state[0]  # (T, D)
-    sparse = model.sparse_linear(states)  # (T, 1)
-    dense = normalize(states[0], dim=-1) * len(states) ** 0.5  # counts as much as the tokens' vectors together
-    outputs = (dense, normalize(model.colbert_linear(states), dim=-1), sparse / (sparse.detach().std() + 1e-6))
+    outputs = [normalize(states[0], dim=-1) * len(states) ** 0.5]  # counts as much as the tokens' vectors together
+    if model.colbert_linear is not None:
+        outputs.append(normalize(model.colbert_linear(states), dim=-1))
+    if model.sparse_linear is not None:
+        sparse = model.sparse_linear(states)  # (T, 1)
+        outputs.append(sparse / (sparse.detach().std() + 1e-6))
     signs = [torch.randint(0, 2, output.shape, generator=generator) * 2 - 1 for output in outputs]
     torch.stack([(sign * output).sum() for sign, output in zip(signs, outputs, strict=True)]).sum().backward()
     return len(states)

@@ -111,9 +111,9 @@ def _heads(
     heads: dict[Output, torch.Tensor] = {}
     if "dense" in outputs:
         heads["dense"] = normalize(states[_on(states.device, cls)], dim=-1)  # (B, D)
-    if "sparse" in outputs:
+    if "sparse" in outputs and model.sparse_linear is not None:
         heads["sparse"] = relu(model.sparse_linear(states)).squeeze(-1)  # (T,)
-    if "multivector" in outputs:
+    if "multivector" in outputs and model.colbert_linear is not None:
         rows = _on(states.device, np.delete(np.arange(len(states)), cls))
         heads["multivector"] = normalize(model.colbert_linear(states[rows]), dim=-1)  # (T - B, M)
     starts = {"dense": text, "sparse": cu_seqlens[1:-1], "multivector": cu_seqlens[1:-1] - text}

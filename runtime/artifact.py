@@ -7,8 +7,10 @@ import stat
 from collections.abc import Container
 from dataclasses import dataclass, fields
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Literal
 
+Output = Literal["dense", "sparse", "multivector"]
+OUTPUTS: tuple[Output, ...] = ("dense", "sparse", "multivector")
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 PRECISIONS = ("fp16", "fp32", "int8")
@@ -32,6 +34,7 @@ class ModelSpec:
     """Dimensions and special token ids of the exported model.
 
     ``max_length`` counts tokens, CLS and EOS included; the ids are the checkpoint tokenizer's own.
+    ``multivector_size`` is 0 where the graphs have no such output.
     """
 
     hidden_size: int
@@ -59,6 +62,11 @@ class Artifact:
     spec: ModelSpec
     graphs: dict[tuple[str, str], str]
     manifest: dict[str, Any]
+
+    @property
+    def outputs(self) -> tuple[Output, ...]:
+        """Return the outputs that every graph has; a manifest that does not list them has all three."""
+        return _read_outputs(self.manifest)
 
     def graph(self, precision: str | None, device: str) -> tuple[str, Path]:
         """Return (precision, path) of the graph for a device; ``precision=None`` takes the first there is."""
@@ -131,7 +139,7 @@ def check_artifact(folder: Path, manifest: Any, *, check_hashes: bool = False) -
             "export the checkpoint again with this version, or install the version that wrote it"
         )
     try:
-        spec = _read_spec(_entry(manifest, "model", dict), has_multivector="multivector" in given_outputs(manifest))
+        spec = _read_spec(_entry(manifest, "model", dict), _read_outputs(manifest))
         graphs = _read_graphs(_entry(manifest, "graphs", list))
         files = _read_files(_entry(manifest, "files", dict))
         _check_reports(manifest)
@@ -173,18 +181,13 @@ def _entry(values: Any, key: str, kind: type) -> Any:
 _KINDS = {dict: "an object", list: "a list", str: "a text", int: "a whole number"}
 
 
-def given_outputs(manifest: dict[str, Any]) -> list[str]:
-    """Return the outputs of an artifact's graphs; a manifest that does not list them has all three."""
-    return list(manifest.get("outputs", ("dense", "sparse", "multivector")))
-
-
-def _read_spec(values: dict[str, Any], *, has_multivector: bool) -> ModelSpec:
+def _read_spec(values: dict[str, Any], outputs: tuple[Output, ...]) -> ModelSpec:
     """Read the model's dimensions; KeyError, TypeError or ValueError if no model has such ones."""
     unknown = sorted(values.keys() - {field.name for field in fields(ModelSpec)})
     if unknown:
         raise ValueError(f"model has {unknown}, which this version does not know")
     for field in fields(ModelSpec):
-        may_be_0 = field.name.endswith("_id") or (field.name == "multivector_size" and not has_multivector)
+        may_be_0 = field.name.endswith("_id") or (field.name == "multivector_size" and "multivector" not in outputs)
         value, low = values[field.name], 0 if may_be_0 else 1
         if field.type is float:
             if type(value) not in (int, float) or not 0 < value < 1:
@@ -200,6 +203,14 @@ def _read_spec(values: dict[str, Any], *, has_multivector: bool) -> ModelSpec:
     if len(set(ids.values())) < len(ids) or max(ids.values()) >= spec.vocab_size:
         raise ValueError(f"the special ids are {ids}, expected four different ones below {spec.vocab_size}")
     return spec
+
+
+def _read_outputs(manifest: dict[str, Any]) -> tuple[Output, ...]:
+    listed = manifest.get("outputs", OUTPUTS)
+    outputs = tuple(name for name in OUTPUTS if name in listed)
+    if "dense" not in outputs or list(outputs) != list(listed):
+        raise TypeError(f"outputs is {listed!r:.80}")
+    return outputs
 
 
 def _read_graphs(entries: list[Any]) -> dict[tuple[str, str], str]:

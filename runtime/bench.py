@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bgem3.runtime import cuda
-from bgem3.runtime.artifact import is_artifact, read_artifact
+from bgem3.runtime.artifact import OUTPUTS, is_artifact, read_artifact
 from bgem3.runtime.bench_contest import rows_of
 from bgem3.runtime.bench_environments import PythonFinder
 from bgem3.runtime.bench_hardware import environment
@@ -89,6 +89,8 @@ def run_bench(
     n_threads = n_threads or available_cpus()
     report.say("loading")
     with BGEM3Model.load(artifact, device, precision, n_threads) as model:
+        if model.outputs != OUTPUTS:
+            raise ValueError(f"{artifact} gives {model.outputs} alone; a benchmark needs an export with all outputs")
         spec, tokenizer, device, held = model.spec, model.tokenizer, model.device, model.precision
     opened = read_artifact(artifact)
     kind = device.partition(":")[0]

@@ -4,12 +4,15 @@ import importlib
 import importlib.util
 import logging
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock
 from platformdirs import user_cache_path
 
 from bgem3.runtime.artifact import FORMAT_VERSION, is_artifact
+from bgem3.runtime.hub import is_unwritable
 from bgem3.runtime.source import checkpoint_hash, find_checkpoint
 
 logger = logging.getLogger(__name__)
@@ -34,6 +37,8 @@ def find_or_export(source: str | Path, precision: str, cache_dir: str | Path | N
         If the source is not a whole checkpoint, or cannot be downloaded.
     ImportError
         If it has yet to be exported and the export extra is not installed.
+    OSError
+        If the folder of exports cannot be made or written; the message names ``cache_dir``.
     """
     if is_artifact(Path(source)):
         return Path(source)
@@ -44,8 +49,7 @@ def find_or_export(source: str | Path, precision: str, cache_dir: str | Path | N
     if is_artifact(target):
         return target
     _require_export_extra(source, precision)
-    root.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{target}.lock"):
+    with _writing(root), FileLock(f"{target}.lock"):
         if not is_artifact(target):
             for killed in root.glob(f".{target.name}.*.partial"):
                 shutil.rmtree(killed)
@@ -53,6 +57,19 @@ def find_or_export(source: str | Path, precision: str, cache_dir: str | Path | N
             export = importlib.import_module("bgem3.export")
             export.export_model(source, target, (precision,), show_progress=True, cache_dir=cache_dir)
     return target
+
+
+@contextmanager
+def _writing(root: Path) -> Iterator[None]:
+    """Make the folder of exports; say of an error that it cannot be written, and how to choose another."""
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        if not is_unwritable(error):
+            raise
+        reason = f"{error.strerror or error}; free space there, or name another folder as cache_dir"
+        raise OSError(error.errno, f"exports cannot be kept in {root}: {reason}") from error
 
 
 def _require_export_extra(source: str | Path, precision: str) -> None:

@@ -63,6 +63,8 @@ def run_export(arguments: argparse.Namespace) -> int:
         overwrite=arguments.overwrite,
         show_progress=not arguments.json,
         cache_dir=arguments.cache_dir,
+        outputs=arguments.outputs,
+        heads_from=arguments.heads_from,
     )
     _show(arguments, manifest, _info_table(manifest, arguments.target))
     refused = manifest.get("int8", {}).get("refused")
@@ -109,7 +111,7 @@ def run_verify(arguments: argparse.Namespace) -> int:
     """Check an artifact's files and compare its outputs with the checkpoint's own."""
     artifact = read_artifact(arguments.artifact, check_hashes=True)
     reference = Reference.load(artifact.folder)
-    is_published = arguments.published or artifact.manifest["source"]["id"] == HUB_ID
+    is_published = arguments.published or (artifact.manifest["source"]["id"] == HUB_ID and artifact.outputs == OUTPUTS)
 
     def check(model: BGEM3Model) -> dict[str, Any]:
         report = check_parity(model, reference, show_progress=not arguments.json)
@@ -153,6 +155,8 @@ def _info_table(manifest: dict[str, Any], folder: Path) -> Table:
     table.add_row("source", " ".join(filter(None, (manifest["source"]["id"], manifest["source"]["revision"]))))
     for name, value in manifest["model"].items():
         table.add_row(name, str(value))
+    if "outputs" in manifest:
+        table.add_row("outputs", " ".join(manifest["outputs"]))
     for name, entry in manifest["files"].items():
         table.add_row(name, f"{entry['size'] / 1e6:,.1f} MB")
     for graph, report in manifest["parity"].items():
@@ -226,6 +230,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     export.add_argument("--overwrite", action="store_true", help="replace the target if it is an artifact folder")
     export.add_argument("--cache-dir", type=Path, help="the hub's download cache")
+    export.add_argument(
+        "--outputs", nargs="+", default=OUTPUTS, choices=OUTPUTS, help="what the artifact gives; default: all three"
+    )
+    export.add_argument("--heads-from", help="checkpoint or hub id to take the sparse and multi-vector heads from")
 
     encode = command("encode", run_encode)
     _add_model_options(encode)
@@ -234,7 +242,9 @@ def _parser() -> argparse.ArgumentParser:
     encode.add_argument(
         "-o", "--output", type=Path, help=".jsonl, .npz or .parquet; default: JSON lines to standard output"
     )
-    encode.add_argument("--outputs", nargs="+", default=OUTPUTS, choices=OUTPUTS, help="default: all three")
+    encode.add_argument(
+        "--outputs", nargs="+", default="all", choices=OUTPUTS, help="default: all that the artifact has"
+    )
 
     score = command("score", run_score)
     _add_model_options(score)

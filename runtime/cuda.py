@@ -98,6 +98,9 @@ class CudaSession:
         self._cudart = import_cudart()
         self._errors: tuple[type[Exception], ...] = (RuntimeError, *onnxruntime_errors())  # runs raise the first
         self._session = self._open(path, memory_limit, cuda_graphs)
+        self._input_names = [value.name for value in self._session.get_inputs()]
+        given = {value.name for value in self._session.get_outputs()}
+        self._outputs = tuple(name for name in OUTPUTS if name in given)
         self._graphs: dict[tuple[int, tuple[Output, ...]], _CapturedGraph] | None = {} if cuda_graphs else None
         self._n_workers = 1 if cuda_graphs else N_WORKERS  # a session that captures may be run from one thread only
         self._workers = ThreadPoolExecutor(self._n_workers, thread_name_prefix=self.device)
@@ -204,9 +207,10 @@ class CudaSession:
         if self._graphs is not None and n_texts == 1 and n_tokens <= GRAPH_LENGTHS[-1]:
             return self._replay(batch, outputs)
         binding = self._worker_binding()
-        for name, values in packed_feeds(batch, outputs).items():
-            staged = self._pinned(name, values.shape, values.dtype)
-            staged[...] = values
+        feeds = packed_feeds(batch, outputs)
+        for name in self._input_names:
+            staged = self._pinned(name, feeds[name].shape, feeds[name].dtype)
+            staged[...] = feeds[name]
             binding.bind_cpu_input(name, staged)
         arrays: Arrays = {}
         shapes = output_shapes(self._spec, n_texts, n_tokens)
@@ -222,6 +226,7 @@ class CudaSession:
         n_tokens = len(batch.token_ids)
         length = next(length for length in GRAPH_LENGTHS if n_tokens <= length)
         feeds = fixed_length_feeds(batch, outputs, length, self._spec.pad_id)
+        feeds = {name: feeds[name] for name in self._input_names}
         graph = self._graphs.get((length, outputs))
         if graph is None:
             shapes = output_shapes(self._spec, 1, length)
@@ -294,9 +299,9 @@ class CudaSession:
         length = max(2, min(512, self._spec.max_length // SLOTS_PER_TOKEN, self.token_budget))
         lengths = np.full(max(1, self.token_budget // length + 1 - SLOTS_PER_TOKEN), length)
         lengths[0] *= SLOTS_PER_TOKEN  # the padded layout is as large as it may be
-        self.run_all([self._filler(lengths)] * self._n_workers, OUTPUTS, _discard)
+        self.run_all([self._filler(lengths)] * self._n_workers, self._outputs, _discard)
         if self._graphs is not None:
-            for outputs in (OUTPUTS, OUTPUTS[:1]):
+            for outputs in (self._outputs, OUTPUTS[:1]):
                 queries = [np.array([min(length, self._spec.max_length)]) for length in GRAPH_LENGTHS]
                 self.run_all([self._filler(query) for query in queries], outputs, _discard)
 
@@ -392,7 +397,7 @@ def provider_options(device_id: int, memory_limit: int | None = None, cuda_graph
 
 
 def packed_feeds(batch: PackedBatch, outputs: tuple[Output, ...]) -> dict[str, NDArray[Any]]:
-    """Return the graph's inputs for a micro-batch."""
+    """Return a graph's inputs for a micro-batch; a graph without a head takes no rows for it."""
     return {
         "token_ids": batch.token_ids,
         "position_ids": batch.position_ids,

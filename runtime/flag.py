@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from bgem3.runtime.cache import find_or_export
 from bgem3.runtime.model import BGEM3Model, pair_scores, split_pairs
-from bgem3.runtime.session import Output
+from bgem3.runtime.session import OUTPUTS, Output
 from bgem3.runtime.tokenizer import check_texts
 from bgem3.scoring import Scores, multivector_pair_scores
 from bgem3.scoring.hybrid import check_weights
@@ -268,7 +268,7 @@ class BGEM3FlagModel:
         sides = []
         for texts, max_length in zip((queries, passages), lengths, strict=True):
             place = {text: i for i, text in enumerate(dict.fromkeys(texts))}
-            encoded = self.model.encode(list(place), max_length=max_length, show_progress=show_progress)
+            encoded = self.model.encode(list(place), OUTPUTS, max_length, show_progress)
             sides.append((encoded, [place[text] for text in texts]))
         return pair_scores(*sides[0], *sides[1], weights)
 

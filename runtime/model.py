@@ -4,6 +4,7 @@ import threading
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import Literal
 
 from tqdm import tqdm
 
@@ -41,10 +42,12 @@ class BGEM3Model:
     ----------
     spec : the model's dimensions and special ids
     device, precision : what it runs on, and how its weights are stored
+    outputs : what it can give; all three, unless the artifact was exported without some
     """
 
     def __init__(self, artifact: Artifact, session: EncoderSession) -> None:
         self.spec: ModelSpec = artifact.spec
+        self.outputs = artifact.outputs
         self.device = session.device
         self.precision = session.precision
         self._session: EncoderSession | None = session
@@ -118,7 +121,7 @@ class BGEM3Model:
     def encode(
         self,
         texts: Iterable[str],
-        outputs: Sequence[Output] = OUTPUTS,
+        outputs: Sequence[Output] | Literal["all"] = "all",
         max_length: int | None = None,
         show_progress: bool = False,
     ) -> Embeddings:
@@ -127,7 +130,7 @@ class BGEM3Model:
         Parameters
         ----------
         texts : any iterable of str; an empty one gives embeddings of 0 texts
-        outputs : any of "dense", "sparse", "multivector"
+        outputs : any of "dense", "sparse", "multivector"; "all" for those that the artifact has
         max_length : tokens kept per text, CLS and EOS included; None for the model's maximum (8192 for BGE-M3).
             A longer text loses its end, keeps EOS and is marked in ``Embeddings.truncated``.
         show_progress : show a progress bar on standard error
@@ -141,12 +144,13 @@ class BGEM3Model:
         TypeError
             If ``texts`` is a single str or holds something that is not a str.
         ValueError
-            If a text is not valid Unicode, or ``outputs`` or ``max_length`` is out of range.
+            If a text is not valid Unicode, ``outputs`` or ``max_length`` is out of range, or the artifact was exported
+            without an output.
         RuntimeError
             If the model is closed.
         """
         session = self._open_session()
-        wanted = _check_outputs(outputs)
+        wanted = self.outputs if outputs == "all" else _check_outputs(outputs, self.outputs)
         limit = self.spec.max_length if max_length is None else max_length
         self.tokenizer.check_max_length(limit)
         checked = check_texts(texts)
@@ -198,7 +202,7 @@ class BGEM3Model:
         """
         weights = check_weights(weights)
         sides = check_texts(queries, "query"), check_texts(passages, "passage")
-        query, passage = (self.encode(texts, max_length=max_length, show_progress=show_progress) for texts in sides)
+        query, passage = (self.encode(texts, OUTPUTS, max_length, show_progress) for texts in sides)
         dense = dense_scores(query.dense, passage.dense)
         sparse = sparse_scores(query.sparse, passage.sparse)
         multivector = multivector_scores(query.multivector, passage.multivector)
@@ -231,7 +235,7 @@ class BGEM3Model:
         weights = check_weights(weights)
         queries, passages = split_pairs(pairs)
         place = {text: i for i, text in enumerate(dict.fromkeys(queries + passages))}
-        encoded = self.encode(list(place), max_length=max_length, show_progress=show_progress)
+        encoded = self.encode(list(place), OUTPUTS, max_length, show_progress)
         query_index, passage_index = ([place[text] for text in texts] for texts in (queries, passages))
         return pair_scores(encoded, query_index, encoded, passage_index, weights)
 
@@ -285,9 +289,16 @@ def pair_scores(
     return Scores(dense=dense, sparse=sparse, multivector=multivector, hybrid=hybrid)
 
 
-def _check_outputs(outputs: Sequence[Output]) -> tuple[Output, ...]:
+def _check_outputs(outputs: Sequence[Output], held: tuple[Output, ...]) -> tuple[Output, ...]:
     wanted = tuple(outputs) if isinstance(outputs, Iterable) and not isinstance(outputs, str) else (outputs,)
     unknown = [name for name in wanted if name not in OUTPUTS]
     if unknown or not wanted:
         raise ValueError(f"outputs must be one or more of {OUTPUTS}, found {outputs!r}")
+    missing = [name for name in OUTPUTS if name in wanted and name not in held]
+    if missing:
+        raise ValueError(
+            f"this artifact was exported without {' and '.join(missing)}, it gives {' and '.join(held)} alone; export "
+            "the checkpoint again with all outputs, and with heads_from='BAAI/bge-m3' (--heads-from) if it has no "
+            "heads of its own"
+        )
     return tuple(name for name in OUTPUTS if name in wanted)

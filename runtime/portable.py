@@ -11,7 +11,7 @@ from bgem3.runtime.cpus import available_cpus
 from bgem3.runtime.graph_file import check_locations
 from bgem3.runtime.packing import pack, padded_ids
 from bgem3.runtime.parity import Reference, judge
-from bgem3.runtime.session import OUTPUTS, open_session
+from bgem3.runtime.session import open_session
 from bgem3.runtime.tokenizer import TextTokenizer
 from bgem3.scoring import Embeddings
 
@@ -37,16 +37,19 @@ def encode_portable(artifact: Artifact, texts: list[str], *, show_progress: bool
     tokenized = TextTokenizer(artifact.folder / "tokenizer.json", spec)(texts, spec.max_length)
     check_locations(artifact, artifact.folder / PORTABLE)
     session = open_session(artifact.folder / PORTABLE, available_cpus())
-    result = Assembly(spec, OUTPUTS)
+    outputs = artifact.outputs
+    result = Assembly(spec, outputs)
     result.extend(tokenized)
     starts = range(0, len(texts), TEXTS_PER_BATCH)
     for start in tqdm(starts, desc="portable", unit="batch", disable=not show_progress):
         batch = pack(tokenized, np.arange(start, min(start + TEXTS_PER_BATCH, len(texts))), spec.pad_id)
         input_ids, is_token = padded_ids(batch, spec.pad_id)
         feeds = {"input_ids": input_ids, "attention_mask": is_token.astype(np.int64)}
-        dense, sparse, multivector = session.run(list(OUTPUTS), feeds)
+        arrays = dict(zip(outputs, session.run(list(outputs), feeds), strict=True))
         is_vector = is_token.copy()
         is_vector[:, 0] = False  # CLS
-        arrays = {"dense": dense, "sparse": sparse[is_token], "multivector": multivector[is_vector]}
-        result.add(batch, {name: arrays[name] for name in OUTPUTS})
+        for name, rows in (("sparse", is_token), ("multivector", is_vector)):
+            if name in arrays:
+                arrays[name] = arrays[name][rows]
+        result.add(batch, arrays)
     return result.embeddings()

@@ -4,20 +4,20 @@ import logging
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from bgem3.runtime.artifact import OUTPUTS as OUTPUTS
 from bgem3.runtime.artifact import ArtifactError, ModelSpec
+from bgem3.runtime.artifact import Output as Output
 from bgem3.runtime.cpus import available_cpus
 from bgem3.runtime.graph_file import read_linked
 from bgem3.runtime.native import NATIVE_GRAPH, best_kernels, library, why_unavailable
 from bgem3.runtime.packing import PackedBatch, cpu_layout, join
 from bgem3.runtime.sharing import SharedRuns
 
-Output = Literal["dense", "sparse", "multivector"]
-OUTPUTS: tuple[Output, ...] = ("dense", "sparse", "multivector")
 Arrays = dict[Output, NDArray[np.float32]]
 Finish = Callable[[PackedBatch, Arrays], None]
 
