@@ -1,7 +1,6 @@
 """The backbone of a checkpoint: its settings, and its tensors under whatever prefix they are stored."""
 
 import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -111,9 +110,9 @@ def _check_numbers(path: Path, found: dict[str, Any]) -> None:
             f"{found['num_attention_heads']}; get the checkpoint again"
         )
     epsilon = found["layer_norm_eps"]
-    if isinstance(epsilon, bool) or not isinstance(epsilon, (int, float)) or not 0 < epsilon < math.inf:
+    if isinstance(epsilon, bool) or not isinstance(epsilon, (int, float)) or not 0 < epsilon < 1:
         raise CheckpointError(
-            f"{path}: layer_norm_eps is {epsilon!r}, expected a number above 0; get the checkpoint again"
+            f"{path}: layer_norm_eps is {epsilon!r}, expected a number between 0 and 1; get the checkpoint again"
         )
 
 

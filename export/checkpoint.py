@@ -216,7 +216,10 @@ def _special_ids(folder: Path, tokenizer: Tokenizer, config: XLMRobertaConfig) -
         raise CheckpointError(f"{path} has no token for unknown words (<unk>); save the tokenizer again with one")
     if tokenizer.get_vocab_size() > config.vocab_size:
         raise CheckpointError(f"{path} has {tokenizer.get_vocab_size()} tokens, the model embeds {config.vocab_size}")
-    return {"cls_id": around[0], "pad_id": pad_id, "eos_id": around[1], "unk_id": unk_id}
+    ids = {"cls_id": around[0], "pad_id": pad_id, "eos_id": around[1], "unk_id": unk_id}
+    if len(set(ids.values())) < len(ids):
+        raise CheckpointError(f"{path}: the special tokens' ids are {ids}, expected four different ones")
+    return ids
 
 
 def _unknown_id(folder: Path, tokenizer: Tokenizer) -> int | None:

@@ -122,7 +122,9 @@ def _explain_place(folder: Path) -> str | None:
     if snapshots:
         found = " or ".join(str(path) for path in snapshots[:3])
         return f": it is a folder of the hub's cache, not a checkpoint; give the snapshot {found}, or the hub id"
-    below = sorted(path.parent for path in folder.glob("*/config.json"))
+    names = (*WEIGHT_FILES, *(f"{name}.index.json" for name in WEIGHT_FILES))
+    candidates = sorted(path.parent for path in folder.glob("*/config.json"))
+    below = [place for place in candidates if any(_is_listed(place / name) for name in names)]
     if below:
         return f", but {' and '.join(str(path) for path in below[:3])} has one; is that the checkpoint?"
     return None

@@ -516,6 +516,7 @@ def test_a_sentencepiece_model_alone_says_how_to_write_the_tokenizer(folder: Pat
 
 
 def test_a_folder_above_the_checkpoint_names_it(folder: Path) -> None:
+    write("1_Pooling/config.json", {})(folder.parent)  # of sentence-transformers: no model
     with pytest.raises(CheckpointError, match=rf"has no config\.json.*but {folder} has one; is that the checkpoint"):
         find_checkpoint(folder.parent)
 
