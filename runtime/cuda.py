@@ -30,12 +30,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bgem3.runtime.artifact import ArtifactError, ModelSpec
+from bgem3.runtime.graph_file import GraphFile
 from bgem3.runtime.packing import PackedBatch, cuda_layout, pack
 from bgem3.runtime.session import (
     OUTPUTS,
     Arrays,
     Finish,
     Output,
+    check_arrays,
     head_rows,
     import_onnxruntime,
     make_session,
@@ -90,6 +92,7 @@ class CudaSession:
     ) -> None:
         self.device = f"cuda:{device_id}"
         self.precision = precision
+        self._path = path
         self._spec = spec
         self._device_id = device_id
         self._cudart = import_cudart()
@@ -158,6 +161,7 @@ class CudaSession:
             if arrays is None and n_texts == 1:
                 arrays = self._run_alone(batch, outputs)
             if arrays is not None:
+                check_arrays(arrays, output_shapes(self._spec, n_texts, n_tokens), self._path)
                 finish(batch, arrays)
                 return
             self._lower_budget(n_tokens)
@@ -283,7 +287,8 @@ class CudaSession:
         """Return how many tokens each worker's micro-batch may hold in the memory that the weights leave free."""
         free, _ = device_memory(self._cudart, self._device_id)
         if memory_limit is not None:
-            free = min(free, memory_limit - (path.parent / "weights.bin").stat().st_size)
+            weights = sum((path.parent / name).stat().st_size for name in GraphFile(path).locations)
+            free = min(free, memory_limit - weights)
         return int(SHARE_OF_FREE_MEMORY * free / self._n_workers / bytes_per_token(self._spec, self.precision))
 
     def _warm_up(self) -> None:

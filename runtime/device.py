@@ -7,7 +7,8 @@ from bgem3.runtime import cuda
 from bgem3.runtime.artifact import Artifact
 from bgem3.runtime.cpus import available_cpus
 from bgem3.runtime.cuda import CudaSession
-from bgem3.runtime.session import CpuSession
+from bgem3.runtime.graph_file import check_graph, check_locations
+from bgem3.runtime.session import PROBE, CpuSession, choose_graph
 
 INSTALL = (
     "on a machine where `nvidia-smi` shows the device, `pip uninstall onnxruntime` and then `pip install 'bgem3[gpu]'` "
@@ -41,11 +42,16 @@ def open_encoder(
     session: EncoderSession
     if device == "cpu" or why_cpu:
         held, path = artifact.graph(precision, "cpu")
+        graph, chosen_kernels = choose_graph(path, kernels)
+        check_graph(artifact, graph, held, "cpu" if chosen_kernels == "none" else "native")
+        if path.with_name(PROBE).is_file():
+            check_locations(artifact, path.with_name(PROBE))
         session = CpuSession(
             path, held, n_threads=n_threads or available_cpus(), token_budget=token_budget, kernels=kernels
         )
     else:
         held, path = artifact.graph(precision, "cuda")
+        check_graph(artifact, path, held, "cuda")
         session = CudaSession(
             path,
             held,

@@ -95,20 +95,51 @@ class Reference:
 
     @classmethod
     def load(cls, folder: Path) -> "Reference":
-        """Read the reference of an artifact folder."""
+        """Read the reference of an artifact folder; ArtifactError if it is not there or not one."""
         path = folder / REFERENCE_FILE
         if not path.is_file():
             raise ArtifactError(f"{path} is missing; copy the whole artifact folder again or export it again")
-        with np.load(path, allow_pickle=False) as arrays:
-            rows = (arrays["sparse_data"], arrays["sparse_indices"], arrays["sparse_indptr"])
-            return cls(
-                texts=json.loads(arrays["texts"].tobytes()),
-                n_tokens=arrays["n_tokens"],
-                dense=arrays["dense"],
-                sparse=csr_array(rows, shape=tuple(arrays["sparse_shape"])),
-                multivector=arrays["multivector"],
-                multivector_rows=arrays["multivector_rows"],
-            )
+        try:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+                reference = cls._from_arrays(arrays)
+        except Exception as error:  # NumPy and zipfile raise nearly every kind there is for a damaged file
+            raise ArtifactError(
+                f"{path} is not a reference that an export wrote ({error!r:.200}); copy the artifact folder again or "
+                "export it again"
+            ) from None
+        return reference
+
+    @classmethod
+    def _from_arrays(cls, arrays: Any) -> "Reference":
+        """Read the arrays of a file; KeyError, TypeError or ValueError if they are not those of a reference."""
+        texts = json.loads(arrays["texts"].tobytes())
+        if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
+            raise TypeError("texts is not a list of texts")
+        n_tokens = _array(arrays, "n_tokens", "i", (len(texts),))
+        dense = _array(arrays, "dense", "f", (len(texts), None))
+        vectors = _array(arrays, "multivector", "f", (None, None))
+        rows = _array(arrays, "multivector_rows", "i", (len(vectors),))
+        n_vectors = int(n_tokens.sum()) - len(texts)
+        if (n_tokens < 2).any() or (np.diff(rows) <= 0).any() or not ((rows >= 0) & (rows < n_vectors)).all():
+            raise ValueError("n_tokens and multivector_rows do not belong together")
+        shape = tuple(int(n) for n in _array(arrays, "sparse_shape", "i", (2,)))
+        parts = (("sparse_data", "f"), ("sparse_indices", "i"), ("sparse_indptr", "i"))
+        sparse = csr_array(tuple(_array(arrays, name, kind, (None,)) for name, kind in parts), shape=shape)
+        sparse.check_format(full_check=True)
+        if shape[0] != len(texts):
+            raise ValueError(f"sparse has {shape[0]} rows, expected {len(texts)}")
+        return cls(
+            texts=texts, n_tokens=n_tokens, dense=dense, sparse=sparse, multivector=vectors, multivector_rows=rows
+        )
+
+
+def _array(arrays: Any, name: str, kind: str, shape: tuple[int | None, ...]) -> NDArray[Any]:
+    """Return an array of a file; TypeError if it is not of this kind of numbers and shape (None: any length)."""
+    array: NDArray[Any] = arrays[name]
+    has_shape = array.ndim == len(shape) and all(n in (None, m) for n, m in zip(shape, array.shape, strict=True))
+    if array.dtype.kind != kind or not has_shape:
+        raise TypeError(f"{name} is {array.dtype} {array.shape}, expected {kind} {shape}")
+    return array
 
 
 def compare(found: Embeddings, reference: Reference) -> dict[str, Any]:
@@ -125,6 +156,7 @@ def compare(found: Embeddings, reference: Reference) -> dict[str, Any]:
         "n_tokens": int(reference.n_tokens.sum()),
         "tokens_equal": bool((found.n_tokens == reference.n_tokens).all()),
     }
+    _check_widths(found, reference)
     if not report["tokens_equal"]:
         return report
     pairs: dict[str, tuple[NDArray[Any], NDArray[Any]]] = {"dense": (found.dense, reference.dense)}
@@ -140,6 +172,18 @@ def compare(found: Embeddings, reference: Reference) -> dict[str, Any]:
     difference = abs(found.sparse - reference.sparse)
     report["sparse_max_difference"] = float(difference.data.max(initial=0.0)) / largest
     return report
+
+
+def _check_widths(found: Embeddings, reference: Reference) -> None:
+    """Raise ArtifactError if embeddings and reference are not of one model."""
+    for name in found.outputs:
+        is_packed = name == "multivector"
+        ours, theirs = found.multivector.packed if is_packed else getattr(found, name), getattr(reference, name)
+        if ours.shape[1] != theirs.shape[1]:
+            raise ArtifactError(
+                f"{REFERENCE_FILE} has {name} rows of {theirs.shape[1]} numbers, the model gives {ours.shape[1]}: they "
+                "are not of one artifact; copy the artifact folder again or export it again"
+            )
 
 
 def missed_bounds(report: dict[str, Any], bounds: dict[str, float]) -> list[str]:

@@ -8,6 +8,7 @@ from tqdm import tqdm
 from bgem3.runtime.artifact import Artifact
 from bgem3.runtime.assembly import Assembly
 from bgem3.runtime.cpus import available_cpus
+from bgem3.runtime.graph_file import check_locations
 from bgem3.runtime.packing import pack, padded_ids
 from bgem3.runtime.parity import Reference, judge
 from bgem3.runtime.session import open_session
@@ -34,6 +35,7 @@ def encode_portable(artifact: Artifact, texts: list[str], *, show_progress: bool
     """Encode texts with portable/model.onnx, padded in batches."""
     spec = artifact.spec
     tokenized = TextTokenizer(artifact.folder / "tokenizer.json", spec)(texts, spec.max_length)
+    check_locations(artifact, artifact.folder / PORTABLE)
     session = open_session(artifact.folder / PORTABLE, available_cpus())
     outputs = artifact.outputs
     result = Assembly(spec, outputs)

@@ -13,6 +13,7 @@ from bgem3.runtime.artifact import OUTPUTS as OUTPUTS
 from bgem3.runtime.artifact import ArtifactError, ModelSpec
 from bgem3.runtime.artifact import Output as Output
 from bgem3.runtime.cpus import available_cpus
+from bgem3.runtime.graph_file import read_linked
 from bgem3.runtime.native import NATIVE_GRAPH, best_kernels, library, why_unavailable
 from bgem3.runtime.packing import PackedBatch, cpu_layout, join
 from bgem3.runtime.sharing import SharedRuns
@@ -27,6 +28,7 @@ MAX_MASKED_SCORES = 1 << 22  # attention scores per head of a padded micro-batch
 ERRORS_ONLY = 3
 PROBE, PROBE_SIZE = "probe.onnx", 64  # a product of that many terms
 EXACT_PRODUCTS = {"session.x64quantprecision": "1"}
+WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 
 logger = logging.getLogger(__name__)
 
@@ -66,13 +68,12 @@ class CpuSession:
     ) -> None:
         self.precision = precision
         self.token_budget = token_budget or TOKEN_BUDGET
-        native = path.with_name(NATIVE_GRAPH)
+        self._path, self.kernels = choose_graph(path, kernels)
         if kernels == "auto":
-            kernels = (native.is_file() and best_kernels()) or "none"
             reason = why_unavailable() or f"the artifact has no {NATIVE_GRAPH}"
-            logger.info("CPU kernels: %s", kernels if kernels != "none" else f"ONNX Runtime's, since {reason}")
-        self.kernels = kernels
-        if kernels == "none":
+            chosen = self.kernels if self.kernels != "none" else f"ONNX Runtime's, since {reason}"
+            logger.info("CPU kernels: %s", chosen)
+        if self.kernels == "none":
             # SkipLayerNormalization is several times slower on CPU than the Add and LayerNormalization it replaces.
             self._session = open_session(
                 path,
@@ -82,9 +83,10 @@ class CpuSession:
                 disabled_optimizers=["SkipLayerNormFusion"],
             )
         else:
-            settings = {"bgem3.kernels": kernels, "bgem3.n_threads": str(n_threads)}
-            self._session = open_session(native, n_threads, settings=settings, operators=library(), profile=profile)
+            settings = {"bgem3.kernels": self.kernels, "bgem3.n_threads": str(n_threads)}
+            self._session = open_session(self._path, n_threads, settings=settings, operators=library(), profile=profile)
         self._input_names = [value.name for value in self._session.get_inputs()]
+        self._widths = {value.name: tuple(value.shape[1:]) for value in self._session.get_outputs()}
         self._shared_tokens = min(SHARED_TOKENS, self.token_budget)
         # A session of one thread on four CPUs runs the queries of four callers on one each, as fast as they can be.
         n_at_once = max(1, available_cpus() // n_threads)
@@ -124,8 +126,17 @@ class CpuSession:
         feeds = vars(batch) | head_rows(batch.cu_seqlens, outputs)
         if self.kernels == "none":
             feeds |= cpu_layout(batch.cu_seqlens)
-        arrays = self._session.run(list(outputs), {name: feeds[name] for name in self._input_names})
-        return dict(zip(outputs, arrays, strict=True))
+        try:
+            values = self._session.run(list(outputs), {name: feeds[name] for name in self._input_names})
+        except onnxruntime_errors() as error:
+            raise RuntimeError(
+                f"ONNX Runtime failed to run {self._path} ({error}); if memory is short, encode with a lower "
+                f"max_length; otherwise check the folder with `bgem3 verify {self._path.parent.parent}`"
+            ) from error
+        arrays: Arrays = dict(zip(outputs, values, strict=True))
+        n_rows = output_rows(len(batch.text_index), len(batch.token_ids))
+        check_arrays(arrays, {name: (n_rows[name], *self._widths[name]) for name in outputs}, self._path)
+        return arrays
 
     def end_profiling(self) -> Path:
         """Return the file that operators' times were written to, which is then whole."""
@@ -143,6 +154,30 @@ def _may_share(most_tokens: int, tasks: list[_Task], task: _Task) -> bool:
     """Tell whether a micro-batch may run as one with others: for the same heads, and short together."""
     n_tokens = sum(len(batch.token_ids) for batch, _ in [*tasks, task])
     return n_tokens <= most_tokens and tasks[0][1] == task[1]
+
+
+def choose_graph(path: Path, kernels: str) -> tuple[Path, str]:
+    """Return the graph that runs on the CPU with these kernels, and the kernels' name; arguments as of `CpuSession`."""
+    native = path.with_name(NATIVE_GRAPH)
+    if kernels == "auto":
+        kernels = (native.is_file() and best_kernels()) or "none"
+    return (path if kernels == "none" else native), kernels
+
+
+def check_arrays(arrays: Arrays, shapes: dict[Output, tuple[int, ...]], path: Path) -> None:
+    """Raise ArtifactError if a graph's outputs have not the shapes that they must have, or are not finite."""
+    for name, values in arrays.items():
+        if values.shape != shapes[name]:
+            raise ArtifactError(
+                f"{path} gives {name} of the shape {values.shape}, expected {shapes[name]}; check the folder with "
+                f"`bgem3 verify {path.parent.parent}`, or export the checkpoint again"
+            )
+        if not np.isfinite(values).all():
+            raise ArtifactError(
+                f"{path} gives {name} values that are NaN or infinite: its weights are damaged, or too large for the "
+                "precision that it computes in; load another precision or device='cpu', check the folder with "
+                f"`bgem3 verify {path.parent.parent}`, or export the checkpoint again"
+            )
 
 
 def split_arrays(arrays: Arrays, batches: Sequence[PackedBatch]) -> list[Arrays]:
@@ -233,7 +268,10 @@ def make_session(
         options.enable_profiling, options.profile_file_prefix = True, str(profile)
     if operators is not None:
         options.register_custom_ops_library(str(operators))
-    return runtime.InferenceSession(path, options, enable_fallback=0, **arguments)
+    linked = read_linked(path)
+    if linked:
+        options.add_session_config_entry(WEIGHTS_FOLDER, str(linked[1]))
+    return runtime.InferenceSession(linked[0] if linked else path, options, enable_fallback=0, **arguments)
 
 
 def onnxruntime_errors() -> tuple[type[Exception], ...]:

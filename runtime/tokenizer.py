@@ -13,6 +13,7 @@ from tokenizers import Tokenizer
 
 from bgem3.runtime.artifact import ArtifactError, ModelSpec
 
+UNKNOWN = "\u0378"  # no character, and none will be for long
 TEXTS_PER_CHUNK = 1024  # bounds the tokenizer's bookkeeping, which is far larger than the ids
 
 
@@ -51,11 +52,10 @@ class TextTokenizer:
 
     def __init__(self, path: Path, spec: ModelSpec) -> None:
         try:
-            self._tokenizer = Tokenizer.from_file(str(path))
-        except Exception as error:  # tokenizers raises bare Exception for every malformed file
-            raise ArtifactError(f"{path} is not a tokenizer file ({error}); export the checkpoint again") from None
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
+            self._tokenizer = load_tokenizer(path)
+            check_tokenizer(self._tokenizer, spec)
+        except ValueError as error:
+            raise ArtifactError(f"{path} {error}; export the checkpoint again") from None
         self._spec = spec
 
     def __call__(self, texts: list[str], max_length: int) -> TokenizedTexts:
@@ -93,6 +93,53 @@ class TextTokenizer:
                 f"max_length must be from 2 (CLS and EOS alone) to {self._spec.max_length} tokens, the most this "
                 f"model takes, found {max_length}"
             )
+
+
+def load_tokenizer(path: Path) -> Tokenizer:
+    """Read a tokenizer.json; the padding and truncation that are stored in it are not applied.
+
+    Raises
+    ------
+    ValueError
+        If the file is not a tokenizer; the message goes on after the file's path.
+    """
+    if not path.is_file():
+        raise ValueError("is not a regular file")
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # tokenizers raises bare Exception for every malformed file
+        raise ValueError(f"is not a tokenizer file ({error})") from None
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def check_tokenizer(tokenizer: Tokenizer, spec: ModelSpec) -> None:
+    """Raise ValueError if a tokenizer's ids are not the model's; the message goes on after the file's path."""
+    try:
+        around, unknown = tokenizer.encode("").ids, tokenizer.encode(UNKNOWN).ids
+    except Exception as error:  # tokenizers raises bare Exception, such as for an unknown word without a token for it
+        raise ValueError(f"cannot encode a text ({error})") from None
+    if around != [spec.cls_id, spec.eos_id]:
+        raise ValueError(
+            f"puts the tokens {around} around a text, the manifest says CLS {spec.cls_id} and EOS {spec.eos_id}"
+        )
+    if _n_ids(tokenizer) > spec.vocab_size:
+        raise ValueError(f"has token ids up to {_n_ids(tokenizer) - 1}, the model embeds {spec.vocab_size} tokens")
+    named_pad, named_unk = tokenizer.token_to_id("<pad>"), tokenizer.token_to_id("<unk>")
+    if named_pad not in (None, spec.pad_id):
+        raise ValueError(f"has <pad> as token {named_pad}, the manifest says {spec.pad_id}")
+    if named_unk not in (None, spec.unk_id) and spec.unk_id not in unknown:
+        raise ValueError(f"has <unk> as token {named_unk}, the manifest says {spec.unk_id}")
+
+
+def _n_ids(tokenizer: Tokenizer) -> int:
+    """Return the largest token id plus 1; Unigram counts its tokens through, and listing them would take long."""
+    if type(tokenizer.model).__name__ == "Unigram":
+        n_ids = tokenizer.get_vocab_size(with_added_tokens=False)
+    else:
+        n_ids = 1 + max(tokenizer.get_vocab(with_added_tokens=False).values(), default=-1)
+    return int(max(n_ids, 1 + max(tokenizer.get_added_tokens_decoder(), default=-1)))
 
 
 def cut_texts(texts: Iterable[str], n_characters: int, n_texts: int | None = None) -> Iterator[list[str]]:

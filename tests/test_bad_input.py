@@ -768,7 +768,7 @@ OUT = "a path out of the folder; do not use this artifact"
         pytest.param(naming("a\\..\\b"), [r"names 'a\\\\\.\.\\\\b'", OUT], id="path_with_backslashes"),
         pytest.param(
             replaced(CPU_GRAPHS, b"garbage" * 99),
-            [r"ONNX Runtime \S+ cannot open .*fp32/(cpu|native).onnx", "[Pp]rotobuf", "bgem3 verify", AGAIN],
+            [r"cannot open .*fp32/(cpu|native).onnx", "[Pp]rotobuf", "bgem3 verify", AGAIN],
             id="graph_garbage",
         ),
         pytest.param(replaced(CPU_GRAPHS, b""), ["cannot open .*fp32", "bgem3 verify"], id="graph_empty"),
