@@ -2,9 +2,9 @@
 
 A folder holds ``index.json`` and one sub-folder of .npy files per part. A save writes new parts under new names. It
 then replaces ``index.json``, which lists the parts, in one step, and removes the parts that are no longer listed.
-``.unlisted`` names the parts that a save adds and removes. If the save is stopped, the next one removes those of them
-that ``index.json`` does not list, and nothing else. A process locks ``.lock`` while it saves. Readers need no lock: if
-``index.json`` has changed while they opened the parts, they open them again.
+``.bgem3.unlisted`` names the parts that a save adds and removes. If the save is stopped, the next one removes those
+parts that the note names and ``index.json`` does not list, and nothing else. A process locks ``.bgem3.lock`` while it
+saves. Readers need no lock: if ``index.json`` has changed while they opened the parts, they open them again.
 """
 
 import json
@@ -12,6 +12,7 @@ import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
@@ -24,7 +25,7 @@ from bgem3.scoring.index_file import PART, read_index
 
 Arrays: TypeAlias = Mapping[str, NDArray[Any]]
 FORMAT = 1
-INDEX, LOCK, UNLISTED = "index.json", ".lock", ".unlisted"
+INDEX, LOCK, UNLISTED = "index.json", ".bgem3.lock", ".bgem3.unlisted"
 N_TRIES = 1000  # times that a folder is read or locked anew because another process changed it meanwhile
 
 
@@ -50,14 +51,18 @@ def locked_folder(folder: Path, kind: str) -> Iterator[None]:
     ValueError
         If the folder holds something else.
     """
-    _check_folder(folder, kind)
-    is_new = not folder.exists()
+    is_new, is_unlocked = not folder.exists(), not (folder / LOCK).exists()
+    try:
+        _check_folder(folder, kind)
+    except ValueError:
+        if not (folder / LOCK).exists():  # else another process may be saving there for the first time
+            raise
     lock = _lock(folder)
     try:
-        _check_folder(folder, kind)  # again: it may have changed since
+        _check_folder(folder, kind)
         yield
     except BaseException:
-        if not (folder / INDEX).exists():
+        if is_unlocked and not (folder / INDEX).exists():
             with suppress(OSError):  # Windows removes no open file; a folder that is not empty stays
                 (folder / LOCK).unlink()
                 if is_new:
@@ -199,7 +204,9 @@ def _remove_unlisted(folder: Path, listed: Sequence[str]) -> list[str]:
 def _write_part(folder: Path, arrays: Arrays) -> None:
     folder.mkdir()
     for name, array in arrays.items():
-        np.save(folder / f"{name}.npy", array, allow_pickle=False)
+        with (folder / f"{name}.npy").open("xb") as file:
+            # given the file itself, NumPy writes with C's stdio and overlooks a full disk
+            np.save(SimpleNamespace(write=file.write), array, allow_pickle=False)
     sync_tree(folder)
 
 

@@ -1,6 +1,6 @@
-"""Saves that are stopped: killed or interrupted at each step in turn, killed at random moments, or out of disk space.
+"""Saves that are stopped: killed or interrupted at one step after another, killed at random, or out of disk space.
 
-Runs in a process of its own, which forks one for each save: ``python -m tests.killing JOB FOLDER WAY [N]``. What is
+Runs in a process of its own, which forks one for each save: ``python -m tests.killing JOB FOLDER WAY N``. What is
 saved is a version, a number, so that reading tells which one there is. Prints how many saves were stopped.
 """
 
@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
@@ -27,7 +28,7 @@ STEPS = {"open", "os.chmod", "os.mkdir", "os.remove", "os.rename", "os.rmdir", "
 N_FILES, N_BYTES = 3, 20_000  # of a folder that stands for an artifact
 
 
-def stop_saves(job: str, folder: Path, way: str, n: int = 0) -> int:
+def stop_saves(job: str, folder: Path, way: str, n: int) -> int:
     """Run a job in a process of its own; return how many of its saves were stopped."""
     command = [sys.executable, "-m", "tests.killing", job, str(folder), way, str(n)]
     environment = os.environ | {"OPENBLAS_NUM_THREADS": "1"}
@@ -75,8 +76,8 @@ def read_index(path: Path) -> int:
 
 def append_index(path: Path, version: int) -> None:
     """Append passages, one for each version that the index lacks; an index of many parts is built anew first."""
-    n_passages = len(HybridSearcher.open(path)) if path.exists() else 1
-    if not path.exists() or len(list(path.glob("part-*"))) > 3:
+    n_passages = len(HybridSearcher.open(path)) if (path / INDEX).exists() else 1
+    if not (path / INDEX).exists() or len(list(path.glob("part-*"))) > 3:
         HybridSearcher.build(Embeddings.concatenate([make_embeddings(i, 1) for i in range(n_passages)])).save(path)
     searcher = HybridSearcher.open(path)
     while len(searcher) <= version:
@@ -110,7 +111,7 @@ def read_folder(path: Path) -> int:
 
 def save_folder_in_two_steps(path: Path, version: int) -> None:
     """Write a folder where the system cannot exchange two."""
-    atomic_files._rename = lambda *_: False  # type: ignore[assignment]
+    atomic_files._rename = lambda *_: False
     save_folder(path, version)
 
 
@@ -152,6 +153,8 @@ def in_child(run: Callable[[], None]) -> int:
         status = 0
     except (OSError, KeyboardInterrupt):
         status = 2
+    except BaseException:
+        traceback.print_exc()
     finally:
         os._exit(status)
 
@@ -179,8 +182,8 @@ def interrupt() -> NoReturn:
     raise KeyboardInterrupt
 
 
-def stop_at_each_step(job: str, path: Path, stop: Callable[[], None], is_first: bool) -> int:
-    """Stop a save at each of its steps in turn, and save again after each; the first save of all, or a later one."""
+def stop_at_steps(job: str, path: Path, stop: Callable[[], None], stride: int, is_first: bool) -> int:
+    """Stop the first save of all, or a later one, at every ``stride``-th of its steps, and save again after each."""
     _, save, read = JOBS[job]
     version, number, status = 1, 0, -1
 
@@ -199,11 +202,11 @@ def stop_at_each_step(job: str, path: Path, stop: Callable[[], None], is_first: 
             assert is_first
             found = version
         assert found in ((version, version + 1) if status else (version + 1,)), f"{found} for {version} after {number}"
-        version, number = found + 1, number + 1
+        version, number = found + 1, number + stride
         save(path, version)
         assert read(path) == version
         assert_nothing_is_left(path)
-    return number - 1
+    return number // stride - 1
 
 
 def kill_at_random(job: str, path: Path, n: int) -> int:
@@ -235,7 +238,7 @@ def fill_disk(job: str, path: Path, n: int) -> int:
     _, save, read = JOBS[job]
     n_failed = 0
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    for limit in np.geomspace(10, 10_000, n):
+    for limit in np.geomspace(10, 3_000, n):
         for is_first in (True, False):
 
             def limited(limit: int = int(limit)) -> None:
@@ -261,10 +264,11 @@ def fill_disk(job: str, path: Path, n: int) -> int:
 def main() -> None:
     job, place, way, n = sys.argv[1:]
     path = Path(place, JOBS[job][0])
-    os.fsync = lambda descriptor: None  # what is killed is not the system
+    os.fsync = lambda fd: None  # what is killed is not the system
     if way in ("killed", "interrupted"):
         stop = kill if way == "killed" else interrupt
-        print(min(stop_at_each_step(job, path, stop, is_first) for is_first in (True, False)))
+        starts = (False,) if job == "append" else (True, False)  # appending begins with a save of its own
+        print(min(stop_at_steps(job, path, stop, int(n), is_first) for is_first in starts))
     elif way == "full":
         print(fill_disk(job, path, int(n)))
     else:

@@ -144,5 +144,5 @@ RACES = {"savers": save_in_pairs, "appenders": append_in_pairs, "readers": open_
 
 
 if __name__ == "__main__":
-    os.fsync = lambda descriptor: None  # saves that wait for the disk meet more seldom
+    os.fsync = lambda fd: None  # saves that wait for the disk meet more seldom
     print(json.dumps(RACES[sys.argv[1]](Path(sys.argv[2]), int(sys.argv[3]))))
