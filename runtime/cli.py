@@ -192,7 +192,8 @@ def _open_input(path: Path | None) -> TextIO | nullcontext[TextIO]:
 
 def _read_texts(file: TextIO, text_field: str | None) -> Iterator[str]:
     """Yield one text per line: the line itself, or the named field of the JSON object it holds."""
-    for number, line in enumerate(tqdm(file, unit="text", disable=not sys.stderr.isatty()), start=1):
+    lines = tqdm(file, unit="text") if sys.stderr.isatty() else file
+    for number, line in enumerate(lines, start=1):
         if text_field is None:
             yield line.rstrip("\r\n")
             continue
