@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 from tqdm import tqdm
 
 from bgem3.export.checkpoint import Checkpoint, load_checkpoint, read_tokenizer_file
@@ -40,6 +39,7 @@ from bgem3.runtime.artifact import (
 from bgem3.runtime.native import NATIVE_GRAPH
 from bgem3.runtime.parity import ParityError, Reference, check_graphs, check_parity
 from bgem3.runtime.portable import PORTABLE, check_portable
+from bgem3.runtime.session import import_onnxruntime
 from bgem3.scoring.atomic_files import recover, whole_folder
 
 DTYPES: dict[str, type[np.float16] | type[np.float32]] = {"fp16": np.float16, "fp32": np.float32}
@@ -210,7 +210,7 @@ def _manifest(checkpoint: Checkpoint, folder: Path, graphs: list[dict[str, str]]
             for path in paths
         },
         "parity": {},
-        "versions": {name: version(name) for name in LIBRARIES} | {"onnxruntime": onnxruntime.__version__},
+        "versions": {name: version(name) for name in LIBRARIES} | {"onnxruntime": import_onnxruntime().__version__},
     }
 
 

@@ -16,13 +16,14 @@ the other is copied to the host and put in its place, and the caller's thread to
 import contextlib
 import ctypes
 import logging
+import os
 import re
 import sys
 import threading
 import weakref
 from collections import deque
 from collections.abc import Iterable
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +31,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bgem3.runtime.artifact import ArtifactError, ModelSpec
+from bgem3.runtime.forks import leave_to_parent
 from bgem3.runtime.graph_file import GraphFile
 from bgem3.runtime.packing import PackedBatch, cuda_layout, pack
 from bgem3.runtime.session import (
+    CLOSED,
     OUTPUTS,
     Arrays,
     Finish,
@@ -46,6 +49,7 @@ from bgem3.runtime.session import (
     output_shapes,
 )
 from bgem3.runtime.tokenizer import TokenizedTexts
+from bgem3.runtime.workers import Task, Workers
 
 PROVIDER = "CUDAExecutionProvider"
 MEMORY = "cuda"  # ONNX Runtime's name for where captured graphs keep their inputs and outputs
@@ -103,8 +107,12 @@ class CudaSession:
         self._outputs = tuple(name for name in OUTPUTS if name in given)
         self._graphs: dict[tuple[int, tuple[Output, ...]], _CapturedGraph] | None = {} if cuda_graphs else None
         self._n_workers = 1 if cuda_graphs else N_WORKERS  # a session that captures may be run from one thread only
-        self._workers = ThreadPoolExecutor(self._n_workers, thread_name_prefix=self.device)
+        self._workers = Workers(self._n_workers, self.device)
         self._worker = _Worker()
+        self._bindings: list[Any] = []  # of all workers, so that a forked process does not destroy them
+        leave_to_parent(self)
+        self._callers: set[int] = set()  # threads within run_all
+        self._is_closed = False
         self._running = threading.Semaphore(self._n_workers)  # all of it taken: nothing else runs
         self._alone = threading.Lock()
         fitting = self._fitting_tokens(path, memory_limit)
@@ -130,30 +138,51 @@ class CudaSession:
         ------
         DeviceMemoryError
             If the device's memory does not suffice for one text alone.
+        RuntimeError
+            If the session is closed, or if this thread is within this method already.
         """
-        running: deque[Future[None]] = deque()
+        caller = threading.get_ident()
+        if caller in self._callers:
+            raise RuntimeError(
+                "encode was called while the same thread is within encode, from a signal handler or a finalizer; set a "
+                "flag there, and encode when the first call has returned"
+            )
+        tasks: deque[Task] = deque()
         try:
-            for batch in batches:
-                running.append(self._workers.submit(self._encode, batch, outputs, finish))
-                if len(running) > N_QUEUED:
-                    running[0].result()
-                    running.popleft()
-            while running:
-                running[0].result()
-                running.popleft()
-        finally:  # after an error or an interrupt: no micro-batch is still running when this returns
-            for future in running:
-                future.cancel()
-            wait(running)
+            try:
+                self._callers.add(caller)
+                for batch in batches:
+                    tasks.append(Task(partial(self._encode, batch, outputs, finish)))
+                    self._workers.submit(tasks[-1])
+                    if len(tasks) > N_QUEUED:
+                        self._workers.wait(tasks[0])
+                        tasks.popleft()
+                while tasks:
+                    self._workers.wait(tasks[0])
+                    tasks.popleft()
+            finally:
+                self._callers.discard(caller)
+        finally:  # once more, for an interrupt within the first; no micro-batch is still running when this returns
+            self._callers.discard(caller)
+            self._workers.cancel(tasks)
 
     def close(self) -> None:
-        """Release the device's memory, once what runs has finished."""
-        self._workers.shutdown()
-        self._session = self._graphs = None
-        self._worker = _Worker()
+        """Release the device's memory, once the micro-batches that run have ended; those that wait raise.
+
+        From a signal handler that interrupts :meth:`run_all`, return at once: the interrupted call ends first.
+        """
+        self._is_closed = True
+        is_caller = threading.get_ident() in self._callers
+        self._workers.close(waits=not is_caller)
+        if not is_caller:
+            self._session = self._graphs = None
+            self._bindings.clear()
+            self._worker = _Worker()
 
     def _encode(self, batch: PackedBatch, outputs: tuple[Output, ...], finish: Finish) -> None:
         """Encode a micro-batch, or, where the device's memory does not suffice, its halves."""
+        if self._is_closed:
+            raise RuntimeError(CLOSED)
         n_texts, n_tokens = len(batch.text_index), len(batch.token_ids)
         if n_texts == 1 or n_tokens <= self.token_budget:
             with self._running:
@@ -239,7 +268,9 @@ class CudaSession:
     def _worker_binding(self) -> Any:
         """Return this worker's binding, with nothing bound as output."""
         worker = self._worker
-        worker.binding = worker.binding or self._session.io_binding()
+        if worker.binding is None:
+            worker.binding = self._session.io_binding()
+            self._bindings.append(worker.binding)
         worker.binding.clear_binding_outputs()
         return worker.binding
 
@@ -378,8 +409,14 @@ class _PinnedBuffer:
         self.size = size
         choose_device(cudart, device_id)  # or else this thread would take memory on device 0 as well
         pointer = checked(cudart, cudart.cudaHostAlloc(size, cudart.cudaHostAllocPortable), f"pinning {size} bytes")
-        weakref.finalize(self, cudart.cudaFreeHost, pointer)
+        weakref.finalize(self, _free_pinned, cudart, pointer, os.getpid())
         self.array = np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(int(pointer)))
+
+
+def _free_pinned(cudart: Any, pointer: int, process: int) -> None:
+    """Give pinned memory back; a forked process leaves it to its parent, since CUDA does not work there."""
+    if os.getpid() == process:
+        cudart.cudaFreeHost(pointer)
 
 
 def provider_options(device_id: int, memory_limit: int | None = None, cuda_graphs: bool = False) -> dict[str, Any]:

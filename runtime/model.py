@@ -1,10 +1,11 @@
 """BGEM3Model: an artifact folder opened for encoding and scoring."""
 
+import os
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Literal
+from typing import Literal, NoReturn
 
 import numpy as np
 from tqdm import tqdm
@@ -12,8 +13,9 @@ from tqdm import tqdm
 from bgem3.runtime.artifact import Artifact, ArtifactError, ModelSpec, read_artifact
 from bgem3.runtime.assembly import Assembly
 from bgem3.runtime.device import EncoderSession, open_encoder
+from bgem3.runtime.forks import check_process
 from bgem3.runtime.packing import PackedBatch, pack, plan_batches
-from bgem3.runtime.session import OUTPUTS, Arrays, Output
+from bgem3.runtime.session import CLOSED, OUTPUTS, Arrays, Finish, Output
 from bgem3.runtime.tokenizer import TextTokenizer, check_texts, cut_texts, rows_of
 from bgem3.scoring import (
     Embeddings,
@@ -37,7 +39,14 @@ class BGEM3Model:
     """All three heads of BGE-M3 over one ONNX Runtime session.
 
     Make one with :meth:`load`; close it with :meth:`close` or a ``with`` block. Every method may be
-    called from many threads at once: they share the session's thread pool.
+    called from many threads at once: they share the session's thread pool. An interrupt (Ctrl-C) ends only the call
+    of its own thread. A signal handler may encode too; on CUDA that raises RuntimeError if the handler interrupts
+    encode itself.
+
+    A model stays in its process: pickling or copying it raises TypeError, and in a process that was forked after the
+    model was loaded, encoding raises RuntimeError. Load the model in each process that needs one. A program that
+    imports onnxruntime itself, before it loads a model, and forks should set ``ORT_DISABLE_TELEMETRY=1``: otherwise
+    the forked processes hang when they exit, because ONNX Runtime (1.29 and later) waits for its telemetry thread.
 
     Attributes
     ----------
@@ -52,6 +61,7 @@ class BGEM3Model:
         self.device = session.device
         self.precision = session.precision
         self._session: EncoderSession | None = session
+        self._process = os.getpid()
         try:
             self.tokenizer = TextTokenizer(artifact.folder / "tokenizer.json", artifact.spec)
         except ArtifactError:
@@ -148,22 +158,20 @@ class BGEM3Model:
             If a text is not valid Unicode, ``outputs`` or ``max_length`` is out of range, or the artifact was exported
             without an output.
         RuntimeError
-            If the model is closed.
+            If the model is closed, or was loaded before this process was forked.
         """
         session = self._open_session()
         wanted = self.outputs if outputs == "all" else _check_outputs(outputs, self.outputs)
         limit = self.spec.max_length if max_length is None else max_length
         self.tokenizer.check_max_length(limit)
         checked = check_texts(texts)
-        result, lock = Assembly(self.spec, wanted), threading.Lock()
-        with tqdm(total=len(checked), unit="text", disable=not show_progress) as progress:
-
-            def finish(batch: PackedBatch, arrays: Arrays) -> None:
-                result.add(batch, arrays)
-                with lock:
-                    progress.update(len(batch.text_index))
-
-            session.run_all(self._batches(session, checked, limit, result), wanted, finish)
+        result = Assembly(self.spec, wanted)
+        batches = self._batches(session, checked, limit, result)
+        if show_progress:
+            with tqdm(total=len(checked), unit="text") as progress:
+                session.run_all(batches, wanted, _and_progress(result.add, progress))
+        else:  # without tqdm, which an interrupt can leave locked for every thread
+            session.run_all(batches, wanted, result.add)
         return result.embeddings()
 
     def _batches(
@@ -241,10 +249,20 @@ class BGEM3Model:
         return pair_scores(encoded, query_index, encoded, passage_index, weights)
 
     def close(self) -> None:
-        """Release the session's memory; encoding afterwards raises RuntimeError."""
-        if self._session is not None:
-            self._session.close()
-        self._session = None
+        """Release the session's memory; encoding afterwards raises RuntimeError.
+
+        Calls that other threads have begun end with their present micro-batch: each returns its embeddings if that was
+        the last one, and raises RuntimeError otherwise. The memory is released when they have ended.
+        """
+        session, self._session = self._session, None
+        if session is not None and self._process == os.getpid():  # a forked process cannot destroy it
+            session.close()
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "a model cannot be pickled or copied, since it is an open ONNX Runtime session; call BGEM3Model.load in "
+            "the process that uses it, or share the model among threads"
+        )
 
     def __enter__(self) -> "BGEM3Model":
         return self
@@ -255,9 +273,11 @@ class BGEM3Model:
         self.close()
 
     def _open_session(self) -> EncoderSession:
-        if self._session is None:
-            raise RuntimeError("this model is closed; load it again with BGEM3Model.load")
-        return self._session
+        session = self._session
+        if session is None:
+            raise RuntimeError(CLOSED)
+        check_process(self._process)
+        return session
 
 
 def split_pairs(pairs: Iterable[tuple[str, str]]) -> tuple[list[str], list[str]]:
@@ -290,6 +310,18 @@ def pair_scores(
     )
     hybrid = hybrid_scores(dense, sparse, multivector, weights)
     return Scores(dense=dense, sparse=sparse, multivector=multivector, hybrid=hybrid)
+
+
+def _and_progress(finish: Finish, progress: "tqdm[NoReturn]") -> Finish:
+    """Return a function that finishes a micro-batch, from any thread, and moves a progress bar by its texts."""
+    lock = threading.Lock()
+
+    def finish_and_show(batch: PackedBatch, arrays: Arrays) -> None:
+        finish(batch, arrays)
+        with lock:
+            progress.update(len(batch.text_index))
+
+    return finish_and_show
 
 
 def _check_outputs(outputs: Sequence[Output], held: tuple[Output, ...]) -> tuple[Output, ...]:

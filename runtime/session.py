@@ -1,6 +1,7 @@
 """The CPU session: one ONNX Runtime session, which encodes micro-batches, and several callers' short ones together."""
 
 import logging
+import os
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,7 @@ from bgem3.runtime.artifact import OUTPUTS as OUTPUTS
 from bgem3.runtime.artifact import ArtifactError, ModelSpec
 from bgem3.runtime.artifact import Output as Output
 from bgem3.runtime.cpus import available_cpus
+from bgem3.runtime.forks import leave_to_parent
 from bgem3.runtime.graph_file import read_linked
 from bgem3.runtime.native import NATIVE_GRAPH, best_kernels, library, why_unavailable
 from bgem3.runtime.packing import PackedBatch, cpu_layout, join
@@ -26,6 +28,7 @@ TOKEN_BUDGET = 1024  # GEMMs reach their full rate well below this; activations 
 LONGEST_MASKED = 1024  # tokens; longer texts attend without a mask, so none of another length runs with them
 MAX_MASKED_SCORES = 1 << 22  # attention scores per head of a padded micro-batch: 16 MiB each
 ERRORS_ONLY = 3
+CLOSED = "this model is closed; load it again with BGEM3Model.load"
 PROBE, PROBE_SIZE = "probe.onnx", 64  # a product of that many terms
 EXACT_PRODUCTS = {"session.x64quantprecision": "1"}
 WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
@@ -90,7 +93,12 @@ class CpuSession:
         self._shared_tokens = min(SHARED_TOKENS, self.token_budget)
         # A session of one thread on four CPUs runs the queries of four callers on one each, as fast as they can be.
         n_at_once = max(1, available_cpus() // n_threads)
-        self._shared_runs: SharedRuns[_Task, Arrays] = SharedRuns(partial(_may_share, self._shared_tokens), n_at_once)
+        self._shared_runs: SharedRuns[_Task, Arrays] = SharedRuns(
+            partial(_may_share, self._shared_tokens),
+            n_at_once,
+            errors=(RuntimeError, ValueError, MemoryError, *onnxruntime_errors()),
+        )
+        leave_to_parent(self)  # with the arrays of calls that run
 
     def most_padded(self, longest: int) -> int:
         """Return how many texts of several lengths may share a micro-batch.
@@ -112,6 +120,11 @@ class CpuSession:
         Returns
         -------
         The requested outputs only: ``dense`` (B, D), ``sparse`` (T,), ``multivector`` (T - B, M), float32.
+
+        Raises
+        ------
+        RuntimeError
+            If the session is closed.
         """
         if len(batch.token_ids) <= self._shared_tokens:
             return self._shared_runs((batch, outputs), self._run_together)
@@ -126,8 +139,9 @@ class CpuSession:
         feeds = vars(batch) | head_rows(batch.cu_seqlens, outputs)
         if self.kernels == "none":
             feeds |= cpu_layout(batch.cu_seqlens)
+        session = self._open_session()
         try:
-            values = self._session.run(list(outputs), {name: feeds[name] for name in self._input_names})
+            values = session.run(list(outputs), {name: feeds[name] for name in self._input_names})
         except onnxruntime_errors() as error:
             raise RuntimeError(
                 f"ONNX Runtime failed to run {self._path} ({error}); if memory is short, encode with a lower "
@@ -140,11 +154,17 @@ class CpuSession:
 
     def end_profiling(self) -> Path:
         """Return the file that operators' times were written to, which is then whole."""
-        return Path(self._session.end_profiling())
+        return Path(self._open_session().end_profiling())
 
     def close(self) -> None:
-        """Release the session's memory."""
+        """Release the session's memory, as soon as the micro-batches that run have ended."""
         self._session = None
+
+    def _open_session(self) -> Any:
+        session = self._session
+        if session is None:
+            raise RuntimeError(CLOSED)
+        return session
 
 
 _Task = tuple[PackedBatch, tuple[Output, ...]]
@@ -271,7 +291,9 @@ def make_session(
     linked = read_linked(path)
     if linked:
         options.add_session_config_entry(WEIGHTS_FOLDER, str(linked[1]))
-    return runtime.InferenceSession(linked[0] if linked else path, options, enable_fallback=0, **arguments)
+    session = runtime.InferenceSession(linked[0] if linked else path, options, enable_fallback=0, **arguments)
+    leave_to_parent(session)
+    return session
 
 
 def onnxruntime_errors() -> tuple[type[Exception], ...]:
@@ -293,7 +315,12 @@ def onnxruntime_errors() -> tuple[type[Exception], ...]:
 
 
 def import_onnxruntime() -> Any:
-    """Import onnxruntime when it is first needed, or say what to install."""
+    """Import onnxruntime when it is first needed, or say what to install.
+
+    Its telemetry (from 1.29 on) is off unless ``ORT_DISABLE_TELEMETRY`` says otherwise: it sends data about the model
+    over the network, and its thread, which a forked process lacks, makes that process hang when it exits.
+    """
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read once, on import
     try:
         import onnxruntime
     except ImportError as error:

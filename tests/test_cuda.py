@@ -12,10 +12,12 @@ import logging
 import shutil
 import sys
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from enum import IntEnum
 from pathlib import Path
+from queue import SimpleQueue
 from types import SimpleNamespace
 from typing import Any
 
@@ -25,13 +27,14 @@ import pytest
 from onnxruntime.capi.onnxruntime_pybind11_state import RuntimeException
 
 from bgem3.export.reference import SENTENCES
-from bgem3.runtime import ArtifactError, BGEM3Model, DeviceMemoryError, cuda, session
+from bgem3.runtime import ArtifactError, BGEM3Model, DeviceMemoryError, cuda, session, workers
 from bgem3.runtime import model as model_module
 from bgem3.runtime.cuda import CudaSession
 from bgem3.runtime.packing import PackedBatch
-from bgem3.runtime.session import OUTPUTS, Output
+from bgem3.runtime.session import CLOSED, OUTPUTS, Output
 from bgem3.scoring import Embeddings
 from tests.contrib_ops import for_cpu
+from tests.interrupting import in_thread, interrupted_after
 
 TEXTS = ["", *SENTENCES, *(" ".join(SENTENCES[:n]) for n in range(2, 12)), "What is BM25?"]
 GIGABYTE = 1 << 30
@@ -325,6 +328,120 @@ def test_many_callers_at_once_get_their_own_texts_embeddings(
     with BGEM3Model.load(demo_artifact, "cuda", "fp32", token_budget=100) as model, ThreadPoolExecutor(8) as callers:
         for i, found in enumerate(callers.map(lambda i: model.encode(TEXTS[i:]), range(16))):
             np.testing.assert_allclose(found.dense, expected.dense[i:], atol=1e-5)
+
+
+def test_interrupted_callers_leave_the_workers_to_the_others(
+    demo_artifact: Path, ran: Ran, expected: Embeddings
+) -> None:
+    n_interrupts, ended = [0] * 4, threading.Event()
+    may_interrupt = [SimpleQueue[None]() for _ in n_interrupts]
+
+    def encode_always(i: int) -> None:
+        while not ended.is_set():
+            try:
+                may_interrupt[i].put(None)
+                while not ended.is_set():
+                    assert_equal(model.encode(TEXTS[i:]), expected_from[i], 1e-5)
+            except KeyboardInterrupt:  # noqa: PERF203
+                n_interrupts[i] += 1
+        assert_equal(model.encode(TEXTS[i:]), expected_from[i], 1e-5)
+
+    with BGEM3Model.load(demo_artifact, "cuda", "fp32", token_budget=100) as model:
+        expected_from = [model.encode(TEXTS[i:]) for i in range(4)]
+        callers = [threading.Thread(target=encode_always, args=(i,), daemon=True) for i in range(4)]
+        for caller in callers:
+            caller.start()
+        for number in range(40):
+            i = number % 4
+            may_interrupt[i].get(timeout=60)
+            time.sleep(0.0003 * (number % 7))
+            identifier = ctypes.c_ulong(callers[i].ident or 0)
+            assert ctypes.pythonapi.PyThreadState_SetAsyncExc(identifier, ctypes.py_object(KeyboardInterrupt)) == 1
+        for queue in may_interrupt:
+            queue.get(timeout=60)
+        ended.set()
+        for caller in callers:
+            caller.join(60)
+        assert not any(caller.is_alive() for caller in callers)
+        assert n_interrupts == [10] * 4
+        assert not session_of(model)._callers
+
+
+def test_an_interrupt_at_any_step_of_a_call_leaves_the_workers_to_the_others(demo_artifact: Path, ran: Ran) -> None:
+    with BGEM3Model.load(demo_artifact, "cuda", "fp32", token_budget=40) as model:
+        session, batch = session_of(model), session_of(model)._filler(np.array([16]))
+
+        def call() -> int:
+            finished: list[int] = []
+            session.run_all([batch] * 7, OUTPUTS, lambda batch, arrays: finished.append(len(arrays["dense"])))
+            return len(finished)
+
+        for n_steps in range(1, 5000):
+            value, has_so_many_steps = interrupted_after(n_steps, KeyboardInterrupt(), (cuda, workers), call)
+            assert call() == 7, n_steps
+            if not has_so_many_steps:
+                assert value == 7
+                break
+        assert 100 < n_steps < 4999
+
+
+@pytest.mark.parametrize("token_budget", [60, 2000])
+def test_closing_ends_the_callers_with_their_present_micro_batch(
+    demo_artifact: Path, ran: Ran, expected: Embeddings, token_budget: int
+) -> None:
+    model = BGEM3Model.load(demo_artifact, "cuda", "fp32", token_budget=token_budget)
+    n_encoded = [0] * 4
+
+    def encode_until_closed(i: int) -> str:
+        while True:
+            try:
+                assert_equal(model.encode(TEXTS), expected, 1e-5)
+            except RuntimeError as error:
+                return str(error)
+            n_encoded[i] += 1
+
+    callers = [in_thread(lambda i=i: encode_until_closed(i)) for i in range(4)]  # type: ignore[misc]
+    while min(n_encoded) < 1:
+        time.sleep(0.001)
+    closers = [in_thread(model.close) for _ in range(2)]
+    for closer in closers:
+        closer.result(60)
+    assert [caller.result(60) for caller in callers] == [CLOSED] * 4
+    model.close()
+
+
+def test_a_handler_that_interrupts_encode_may_close_the_model_but_not_encode(
+    demo_artifact: Path, ran: Ran, cudart: Cudart
+) -> None:
+    model = BGEM3Model.load(demo_artifact, "cuda", "fp32")
+    session = session_of(model)
+    batch = session._filler(np.array([16]))
+
+    def interrupted() -> Iterator[PackedBatch]:
+        """Stand for steps of the caller's thread, which a signal's handler may interrupt."""
+        yield batch
+        with pytest.raises(RuntimeError, match=r"same thread is within encode.*first call has returned"):
+            model.encode(["one"])
+        yield batch
+        model.close()
+        yield batch
+
+    with pytest.raises(RuntimeError, match=CLOSED):
+        session.run_all(interrupted(), OUTPUTS, lambda *_: None)
+    del session
+    gc.collect()
+    assert not cudart.pinned
+
+
+def test_a_model_that_nobody_holds_ends_its_workers(demo_artifact: Path, ran: Ran, cudart: Cudart) -> None:
+    n_threads = threading.active_count()
+    model = BGEM3Model.load(demo_artifact, "cuda", "fp32")
+    model.encode(TEXTS)
+    assert threading.active_count() == n_threads + 2
+    del model
+    gc.collect()
+    assert threading.active_count() == n_threads
+    assert not cudart.pinned
 
 
 def test_texts_of_many_chunks_come_back_in_order(

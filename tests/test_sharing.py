@@ -7,6 +7,7 @@ import weakref
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,12 +24,12 @@ SECONDS = 60
 class Runs:
     """Keeps the groups it is given, holds the first one until it is let go, and doubles numbers."""
 
-    def __init__(self, n_at_once: int = 1) -> None:
+    def __init__(self, n_at_once: int = 1, errors: tuple[type[Exception], ...] = (Exception,)) -> None:
         self.groups: list[list[int]] = []
         self.has_begun, self.may_end = threading.Event(), threading.Event()
         self.errors: dict[int, BaseException] = {}  # by the number of the group
         self.shared: SharedRuns[int, int] = SharedRuns(
-            lambda group, task: sum(group) + task <= 10 and 7 not in [*group, task], n_at_once
+            lambda group, task: sum(group) + task <= 10 and 7 not in [*group, task], n_at_once, errors
         )
 
     def run(self, tasks: list[int]) -> list[int]:
@@ -49,9 +50,14 @@ class Runs:
         assert self.has_begun.wait(SECONDS)
         for i, task in enumerate(tasks[1:], 1):
             futures.append(pool.submit(self.call, task))
-            wait_until(lambda n=i: len(self.shared._waiting) == n)  # type: ignore[misc]
+            wait_until(lambda n=i: n_waiting(self.shared) == n)  # type: ignore[misc]
         self.may_end.set()
         return futures
+
+
+def n_waiting(shared: SharedRuns[Any, Any]) -> int:
+    """Return how many calls no group has taken yet."""
+    return sum(call.leader is None for call in shared._calls.copy())
 
 
 def wait_until(is_so: Callable[[], bool]) -> None:
@@ -66,12 +72,7 @@ def test_tasks_that_come_during_a_run_make_up_the_next_one_as_far_as_they_fit() 
     with ThreadPoolExecutor(8) as pool:
         futures = runs.start(pool, [1, 2, 3, 7, 4, 6, 5])
         assert [future.result(SECONDS) for future in futures] == [2, 4, 6, 14, 8, 12, 10]
-    first, *others = runs.groups
-    assert first == [1]
-    # Whoever of those that wait wakes up first takes along what fits it.
-    assert sorted(task for group in others for task in group) == [2, 3, 4, 5, 6, 7]
-    assert all(sum(group) <= 10 and (len(group) == 1 or 7 not in group) for group in others)
-    assert max(map(len, others)) > 1
+    assert runs.groups == [[1], [2, 3, 4], [7], [6], [5]]
     assert runs.call(9) == 18, "the next one finds nobody busy"
 
 
@@ -81,7 +82,7 @@ def test_as_many_groups_run_at_once_as_may() -> None:
         futures = [pool.submit(runs.call, task) for task in (1, 2)]
         wait_until(lambda: len(runs.groups) == 2)
         futures += [pool.submit(runs.call, task) for task in (3, 4)]
-        wait_until(lambda: len(runs.shared._waiting) == 2)
+        wait_until(lambda: n_waiting(runs.shared) == 2)
         runs.may_end.set()
         assert [future.result(SECONDS) for future in futures] == [2, 4, 6, 8]
 
@@ -118,26 +119,42 @@ def test_an_interrupt_of_the_thread_that_runs_is_its_own() -> None:
     assert runs.call(5) == 10
 
 
-def test_an_interrupt_while_waiting_leaves_the_others_their_results(monkeypatch: pytest.MonkeyPatch) -> None:
-    runs = Runs()
-    wait_for, main = threading.Condition.wait_for, threading.current_thread()
-
-    def interrupted(condition: threading.Condition, predicate: Callable[[], bool]) -> bool:
-        if threading.current_thread() is main:
-            raise KeyboardInterrupt
-        return wait_for(condition, predicate)
-
+def test_an_error_that_no_run_of_several_tasks_explains_is_raised_by_the_thread_it_hit() -> None:
+    runs = Runs(errors=(ValueError,))
+    runs.errors[2] = TimeoutError("the alarm of the thread that ran the group")
     with ThreadPoolExecutor(8) as pool:
-        first = pool.submit(runs.call, 1)
-        assert runs.has_begun.wait(SECONDS)
-        monkeypatch.setattr(threading.Condition, "wait_for", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            runs.call(2)
-        monkeypatch.undo()
-        runs.may_end.set()
-        assert first.result(SECONDS) == 2
-        assert runs.call(3) == 6
-    assert runs.groups == [[1], [3]]
+        futures = runs.start(pool, [1, 2, 3, 4])
+        errors = [future.exception(SECONDS) for future in futures]
+    assert [type(error) for error in errors] == [type(None), TimeoutError, type(None), type(None)]
+    assert [future.result() for future in futures if not future.exception()] == [2, 6, 8]
+
+
+def test_a_call_within_a_call_of_the_same_thread_runs_alone() -> None:
+    """As a signal handler's would, which runs wherever the thread is."""
+    runs = Runs()
+    runs.may_end.set()
+    shared = runs.shared
+
+    def nested(tasks: list[int]) -> list[int]:
+        return [shared(task, runs.run) for task in tasks]
+
+    assert shared(4, nested) == 8
+    assert runs.groups == [[4]]
+    assert not shared._calls
+
+
+def test_a_result_that_its_caller_drops_is_freed_at_once() -> None:
+    shared: SharedRuns[int, set[int]] = SharedRuns(lambda group, task: True)
+    gc.disable()
+    try:
+        result = weakref.ref(shared(1, lambda tasks: [_Result() for _ in tasks]))
+        assert result() is None
+    finally:
+        gc.enable()
+
+
+class _Result(set[int]):
+    """A set that can be referred to weakly."""
 
 
 def test_joined_micro_batches_are_the_ones_they_were_joined_of() -> None:
@@ -174,7 +191,7 @@ def test_queries_of_many_threads_share_passes_and_keep_their_values(
         monkeypatch.setattr(session, "_run", counted)
         with ThreadPoolExecutor(8) as pool:
             found = [pool.submit(model.encode, query) for query in queries]
-            wait_until(lambda: len(session._shared_runs._waiting) == 7)
+            wait_until(lambda: n_waiting(session._shared_runs) == 7)
             may_go_on.set()
             dense = list(pool.map(lambda query: model.encode(query, outputs=["dense"]), queries))
     assert sum(sizes) == 48
