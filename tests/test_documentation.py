@@ -30,8 +30,9 @@ def blocks(language: str) -> list[str]:
 
 @pytest.fixture
 def workplace(tmp_path: Path, demo_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder where BAAI/bge-m3 is the demo checkpoint, and the user's cache is empty."""
+    """A folder where BAAI/bge-m3 is the demo checkpoint, a fine-tune has no heads, and the user's cache is empty."""
     shutil.copytree(demo_checkpoint, tmp_path / "BAAI/bge-m3")
+    shutil.copytree(demo_checkpoint, tmp_path / "my-fine-tune", ignore=shutil.ignore_patterns("*_linear.pt"))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")

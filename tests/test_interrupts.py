@@ -245,5 +245,5 @@ def test_no_progress_bar_is_built_where_none_is_shown(
             model.encode(["one"], show_progress=True)
     portable.encode_portable(read_artifact(demo_artifact), ["one"])
     (tmp_path / "texts").write_text("one\ntwo\n", encoding="utf-8")
-    with (tmp_path / "texts").open(encoding="utf-8") as file:
-        assert list(cli._read_texts(file, None)) == ["one", "two"]
+    command = ["encode", str(demo_artifact), str(tmp_path / "texts"), "--output", str(tmp_path / "out.jsonl")]
+    assert cli.main(command) == 0
