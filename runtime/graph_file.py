@@ -288,7 +288,7 @@ def check_graph(artifact: Artifact, path: Path, precision: str, kind: str) -> No
     precision : of its stored weights
     kind : "cpu", "native" or "cuda", which decides what it is fed
     """
-    if not artifact.manifest:  # the folder is being made
+    if "files" not in artifact.manifest:  # the folder is being made
         return
     graph = GraphFile(path)
     check_locations(artifact, path, graph)

@@ -118,7 +118,9 @@ def check_tokenizer(tokenizer: Tokenizer, spec: ModelSpec) -> None:
     """Raise ValueError if a tokenizer's ids are not the model's; the message goes on after the file's path."""
     try:
         around, unknown = tokenizer.encode("").ids, tokenizer.encode(UNKNOWN).ids
-    except Exception as error:  # tokenizers raises bare Exception, such as for an unknown word without a token for it
+    except BaseException as error:  # bare Exception, or a Rust panic, which is no Exception
+        if isinstance(error, (KeyboardInterrupt, SystemExit)):
+            raise
         raise ValueError(f"cannot encode a text ({error})") from None
     if around != [spec.cls_id, spec.eos_id]:
         raise ValueError(

@@ -62,7 +62,7 @@ def test_exact_texts_have_exactly_that_many_tokens(random_model: BGEM3Model, n_t
 def test_exact_texts_are_exact_with_bge_m3s_own_tokenizer(
     bge_m3_tokenizer: Path, random_model: BGEM3Model, n_tokens: int
 ) -> None:
-    spec = replace(random_model.spec, max_length=8192)
+    spec = replace(random_model.spec, max_length=8192, vocab_size=250002)
     tokenizer = TextTokenizer(bge_m3_tokenizer, spec)
     tokens = tokenizer(ExactTexts(tokenizer, spec, SENTENCES)(n_tokens, 2), 8192)
     assert tokens.lengths.tolist() == [n_tokens] * 2
@@ -132,7 +132,8 @@ def test_bench_on_cpu_measures_every_part_and_says_what_it_cannot(random_artifac
     assert "CUDA only" in report["attention_kernels"]["not_run"]
     assert "one text of 128 tokens" in report["memory"]["fp32"]["stages"]
     for operators in report["breakdown"]["bgem3 fp32"].values():
-        assert max(operators, key=operators.__getitem__) in ("Gemm", "FusedGemm", "PackedAttention")
+        # ONNX Runtime's own attention, which CPUs with AMX take, counts under the `If` around it, too
+        assert max(operators, key=operators.__getitem__) in ("Gemm", "FusedGemm", "PackedAttention", "If")
     for name in ("fp32", "int8"):
         assert report["matrix_rate"][name]["flop_per_s"] == max(
             rate for rate in report["matrix_rate"][name]["products"].values() if isinstance(rate, float)
