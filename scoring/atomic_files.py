@@ -30,6 +30,7 @@ FLAGS = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os,
 NO_REPLACE, EXCHANGE = 1, 2  # renameat2's flags
 CURRENT_FOLDER = -100  # AT_FDCWD
 UNSUPPORTED = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP}
+FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}  # a write fails so without a file's name
 
 
 @contextmanager
@@ -44,6 +45,17 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
     OSError
         If the file cannot be written, for instance IsADirectoryError if ``path`` is a folder.
     """
+    try:
+        with _whole_file(path) as file:
+            yield file
+    except OSError as error:
+        if error.errno in FULL and error.filename is None:
+            error.filename = str(path)
+        raise
+
+
+@contextmanager
+def _whole_file(path: Path) -> Iterator[BinaryIO]:
     found = _stat(path)
     if found and stat.S_ISDIR(found.st_mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
@@ -53,7 +65,11 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
         return
     target = Path(os.path.realpath(path))
     recover(target)
-    partial, descriptor = _new_file(target)
+    try:
+        partial, descriptor = _new_file(target)
+    except OSError as error:
+        error.filename = str(target)  # nobody asked for the temporary file
+        raise
     try:
         with os.fdopen(descriptor, "wb") as file:
             yield file

@@ -129,8 +129,8 @@ class Embeddings:
         if path.suffix == ".npz":
             save_npz(path, self._arrays())
         else:
-            with locked_folder(path, KIND):
-                save_parts(path, KIND, [self._arrays()], {})
+            with locked_folder(path, KIND) as folder:
+                save_parts(folder, KIND, [self._arrays()], {"outputs": list(self.outputs)})
 
     @classmethod
     def load(cls, path: str | Path) -> "Embeddings":
@@ -146,14 +146,19 @@ class Embeddings:
             If it holds something else, or is damaged.
         """
         path = Path(path)
+        facts: dict[str, Any] = {}
         if path.suffix == ".npz":
             arrays = read_npz(path)
         else:
-            parts, _ = load_parts(path, KIND)
+            parts, facts = load_parts(path, KIND)
             if len(parts) != 1:
                 raise ValueError(f"{path}: embeddings are one part, found {len(parts)}; {DAMAGED}")
             (arrays,) = parts.values()
-        return cls._from_arrays(StoredArrays(arrays, path))
+        embeddings = cls._from_arrays(StoredArrays(arrays, path))
+        held = list(embeddings.outputs)
+        if facts.get("outputs", held) != held:  # an index of an earlier version does not list them
+            raise ValueError(f"{path}: its index gives {facts['outputs']!r:.80}, its part holds {held}; {DAMAGED}")
+        return embeddings
 
     def to_flag(self) -> dict[str, Any]:
         """Return FlagEmbedding's form: ``dense_vecs``, ``lexical_weights`` and ``colbert_vecs``, None if not held.
@@ -200,17 +205,17 @@ class Embeddings:
     def _from_arrays(cls, stored: StoredArrays) -> "Embeddings":
         n_tokens = stored.take("n_tokens", INTEGERS, (None,))
         n_texts, sparse, first_seen = len(n_tokens), None, None
-        if "sparse_data" in stored:
+        if stored.has_output("sparse"):
             sparse = stored.lexical_weights(n_texts)
             if "sparse_first_seen" in stored:
                 first_seen = stored.order_within_rows("sparse_first_seen", sparse.indptr)
         return cls(
             n_tokens=n_tokens,
             truncated=stored.take("truncated", ("bool",), (n_texts,)),
-            dense=stored.take("dense", FLOATS, (n_texts, None)) if "dense" in stored else None,
+            dense=stored.take("dense", FLOATS, (n_texts, None)) if stored.has_output("dense") else None,
             sparse=sparse,
             first_seen=first_seen,
-            multivector=MultiVectors.from_arrays(stored, n_texts) if "multivector" in stored else None,
+            multivector=MultiVectors.from_arrays(stored, n_texts) if stored.has_output("multivector") else None,
         )
 
     def __getitem__(self, index: int | slice | ArrayLike) -> "Embeddings":

@@ -1,6 +1,7 @@
 """The ``index.json`` of a saved folder: read, and every value that is used checked."""
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,10 @@ def read_index(path: Path, kind: str, version: int) -> dict[str, Any]:
     ValueError
         If it is damaged, or of another kind or format.
     """
+    if path.is_symlink() and not path.exists():
+        raise FileNotFoundError(
+            f"{path} is a link to {os.readlink(path)}, which is not there; bring it back, or save to a new folder"
+        )
     if not path.exists():
         raise FileNotFoundError(f"{path.parent} is not a saved {kind}: it has no {path.name}")
     if not path.is_file():  # to open a pipe would wait for ever

@@ -23,7 +23,7 @@ def top_k(scores: NDArray[np.float32], k: int) -> NDArray[np.int64]:
     Raises
     ------
     ValueError
-        If a score is NaN.
+        If one of the k largest scores is NaN or infinite. A passage without vectors may score ``-inf``.
 
     Examples
     --------
@@ -36,9 +36,9 @@ def top_k(scores: NDArray[np.float32], k: int) -> NDArray[np.int64]:
     best = np.empty((n_queries, k), np.int64)
     for i, row in enumerate(scores if k else ()):
         largest = np.partition(row, n_passages - k)[n_passages - k :]  # the k-th first, NaN last
-        if np.isnan(largest).any():
+        if not (largest < np.inf).all():
             raise ValueError(
-                "a score is NaN: the vectors of a query or passage hold NaN or infinity; encode them again"
+                "a score is NaN or infinite: the vectors of a query or passage hold NaN or infinity; encode them again"
             )
         kth = largest[0]
         above = np.flatnonzero(row > kth)

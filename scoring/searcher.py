@@ -60,6 +60,7 @@ class HybridSearcher:
     def __init__(self, segments: Sequence[Segment], folder: Path | None = None, names: Sequence[str] = ()) -> None:
         self._segments = tuple(segments)  # replaced, never changed: a search keeps to the one that it began with
         self._saved = {folder: list(names)} if folder else {}  # the first segments' names in each folder
+        self._links: dict[Path, Path] = {}  # from each path that was given to the folder that it led to
         self._locks: dict[int, threading.Lock] = {}
 
     @classmethod
@@ -171,20 +172,23 @@ class HybridSearcher:
         ValueError
             If the folder holds something else.
         RuntimeError
-            If another save has replaced the index that this searcher opened or saved there.
+            If another save has replaced the index that this searcher opened or saved there, or ``folder`` is a link
+            that led to another one then.
         OSError
             If the disk is full or not writable; what was written is removed.
         """
-        folder = Path(folder).resolve()
-        with locked_folder(folder, KIND):
-            segments, known = self._segments, self._saved.get(folder)
-            is_there = known is not None and all((folder / name).is_dir() for name in known)
+        path = Path(os.path.abspath(folder))
+        with locked_folder(path, KIND) as place:
+            segments = self._segments
+            known = self._saved.get(place) or self._saved.get(self._links.get(path, place))
+            is_there = known is not None and all((place / name).is_dir() for name in known)
             kept = known if known and is_there else []
             parts: list[Arrays | str] = [*kept, *(segment.arrays() for segment in segments[len(kept) :])]
-            save_parts(folder, KIND, parts, {"n_passages": sum(len(segment.ids) for segment in segments)}, known)
-            saved = HybridSearcher.open(folder)
+            save_parts(place, KIND, parts, {"n_passages": sum(len(segment.ids) for segment in segments)}, known)
+            saved = HybridSearcher.open(place)
             with self._lock:
                 self._saved = self._saved | saved._saved
+                self._links = self._links | {path: place}
                 appended = self._segments[len(segments) :]  # meanwhile
                 self._segments = saved._segments + appended
 
@@ -199,12 +203,14 @@ class HybridSearcher:
         ValueError
             If the folder holds something else, or a file is damaged.
         """
-        folder = Path(folder).resolve()
-        parts, index = load_parts(folder, KIND)
-        segments = [Segment.from_arrays(StoredArrays(part, folder / name)) for name, part in parts.items()]
-        check_segments(segments, folder)
-        check_number(index, "n_passages", _n_passages(segments), folder)
-        return cls(segments, folder, list(parts))
+        path, place = Path(os.path.abspath(folder)), Path(os.path.realpath(folder))
+        parts, index = load_parts(place, KIND)
+        segments = [Segment.from_arrays(StoredArrays(part, place / name)) for name, part in parts.items()]
+        check_segments(segments, place)
+        check_number(index, "n_passages", _n_passages(segments), place)
+        searcher = cls(segments, place, list(parts))
+        searcher._links[path] = place
+        return searcher
 
     @property
     def ids(self) -> NDArray[Any]:

@@ -7,8 +7,11 @@ parts that the note names and ``index.json`` does not list, and nothing else. A 
 saves. Readers need no lock: if ``index.json`` has changed while they opened the parts, they open them again.
 """
 
+import errno
 import json
+import os
 import secrets
+import stat
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -41,16 +44,20 @@ def write_npz(file: BinaryIO, arrays: Arrays) -> None:
 
 
 @contextmanager
-def locked_folder(folder: Path, kind: str) -> Iterator[None]:
+def locked_folder(folder: Path, kind: str) -> Iterator[Path]:
     """Make a folder if there is none, and keep other processes and threads from saving to it until the block ends.
 
-    If the block raises before anything was ever saved there, the folder is left as it was found.
+    The block gets the folder's real path, with all links followed. If it raises before anything was ever saved there,
+    the folder is left as it was found.
 
     Raises
     ------
     ValueError
         If the folder holds something else.
+    OSError
+        If it is no folder, or cannot be made or written to.
     """
+    folder = Path(os.path.realpath(folder))
     is_new, is_unlocked = not folder.exists(), not (folder / LOCK).exists()
     try:
         _check_folder(folder, kind)
@@ -60,7 +67,7 @@ def locked_folder(folder: Path, kind: str) -> Iterator[None]:
     lock = _lock(folder)
     try:
         _check_folder(folder, kind)
-        yield
+        yield folder
     except BaseException:
         if is_unlocked and not (folder / INDEX).exists():
             with suppress(OSError):  # Windows removes no open file; a folder that is not empty stays
@@ -151,10 +158,14 @@ def load_parts(folder: Path, kind: str) -> tuple[dict[str, dict[str, NDArray[Any
 
 
 def _check_folder(folder: Path, kind: str) -> None:
-    """Raise ValueError if a save to the folder could harm what it holds."""
-    if not folder.exists():
+    """Raise ValueError or OSError if a save to the folder could harm what is there."""
+    try:
+        mode = folder.stat().st_mode
+    except FileNotFoundError:
         return
-    if (folder / INDEX).exists():
+    if not stat.S_ISDIR(mode):
+        raise NotADirectoryError(errno.ENOTDIR, "this is no folder; save to a new one", str(folder))
+    if os.path.lexists(folder / INDEX):
         _read_index(folder, kind)
         return
     ours = {LOCK, UNLISTED, *_noted(folder)}  # left by a first save that was stopped

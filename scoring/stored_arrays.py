@@ -36,6 +36,10 @@ class StoredArrays:
     def __contains__(self, name: str) -> bool:
         return name in self._arrays
 
+    def has_output(self, name: str) -> bool:
+        """Return whether any array of an output is there, so that a part of one is never taken for none."""
+        return any(found == name or found.startswith(f"{name}_") for found in self._arrays)
+
     def error(self, what: str) -> ValueError:
         """Return the error that says what is wrong, where, and what to do."""
         return ValueError(f"{self._where}: {what}; {self._advice}")
@@ -113,7 +117,7 @@ class StoredArrays:
         Raises
         ------
         ValueError
-            As :meth:`take`, and if an index is out of range or the offsets do not ascend.
+            As :meth:`take`, and if an index is out of range, a text has one twice or the offsets do not ascend.
         """
         data = self.take("sparse_data", FLOATS, (None,))
         indices = self.take("sparse_indices", OFFSETS, data.shape)
@@ -126,7 +130,10 @@ class StoredArrays:
         self.offsets("sparse_indptr", n_rows, len(data))
         if len(indices) and not (indices.min() >= 0 and indices.max() < n_columns):
             raise self.error(f"array 'sparse_indices' must hold token ids from 0 to {n_columns - 1}, found others")
-        return csr_array((data, indices, self._arrays["sparse_indptr"]), shape=(n_rows, n_columns))
+        weights = csr_array((data, indices, self._arrays["sparse_indptr"]), shape=(n_rows, n_columns))
+        if _repeats_a_column(weights):
+            raise self.error("array 'sparse_indices' must hold each token id of a text once, found one twice")
+        return weights
 
     def order_within_rows(self, name: str, offsets: NDArray[np.integer]) -> NDArray[np.int64]:
         """Return positions of entries: each row's own, in any order, row by row.
@@ -168,6 +175,14 @@ def wrong_offsets(offsets: NDArray[np.integer], n_entries: int, *, has_gaps: boo
         if is_in_range and (offsets[1:] >= offsets[:-1]).all():
             return None
     return f"must ascend from 0 to {n_entries}, found {_head(offsets)}"
+
+
+def _repeats_a_column(matrix: csr_array) -> bool:
+    if matrix.has_canonical_format:
+        return False
+    columns = csr_array((matrix.data, matrix.indices, matrix.indptr), shape=matrix.shape, copy=True)
+    columns.sum_duplicates()
+    return bool(columns.nnz < matrix.nnz)
 
 
 def _head(array: NDArray[Any]) -> str:

@@ -182,10 +182,17 @@ def test_a_full_disk_leaves_the_file_that_was_there_and_nothing_else(
     path = tmp_path / f"file{suffix}"
     path.write_bytes(b"old")
     monkeypatch.setattr(os, call, fail)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OSError, match=f"No space left on device: '{path}'"):
         write(path)
     assert os.listdir(tmp_path) == [path.name]
     assert path.read_bytes() == b"old"
+
+
+@pytest.mark.parametrize(("write", "suffix"), WRITERS[:4])  # the others make the folder
+def test_a_folder_that_is_not_there_is_told_with_the_target(write: Write, suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / "none" / f"file{suffix}"
+    with pytest.raises(FileNotFoundError, match=f"No such file or directory: '{path}'"):
+        write(path)
 
 
 def test_a_file_is_on_disk_before_it_takes_its_place_and_its_name_is_after(

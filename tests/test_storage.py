@@ -38,6 +38,37 @@ def files(folder: Path) -> list[str]:
 
 
 @savers
+def test_a_link_to_a_folder_that_is_not_there_yet_makes_it(save: Save, tmp_path: Path) -> None:
+    link = tmp_path / "link"
+    link.symlink_to("disk/index")
+    for _ in range(2):
+        save(link)
+    assert link.is_symlink()
+    assert len(files(tmp_path / "disk")) > 3
+
+
+@savers
+@pytest.mark.parametrize("make", [Path.touch, os.mkfifo])
+def test_what_is_no_folder_is_named_and_untouched(save: Save, make: Callable[[Path], None], tmp_path: Path) -> None:
+    make(tmp_path / "file")
+    with pytest.raises(NotADirectoryError, match=r"this is no folder; save to a new one: '.*file'"):
+        save(tmp_path / "file")
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(OSError, match=r"symbolic links: '.*loop'"):
+        save(tmp_path / "loop")
+    assert files(tmp_path) == ["file", "loop"]
+
+
+@savers
+def test_an_index_that_is_a_link_to_nothing_is_named(save: Save, tmp_path: Path) -> None:
+    (tmp_path / INDEX).symlink_to("disk/object")
+    for call in (save, HybridSearcher.open, Embeddings.load):
+        with pytest.raises(FileNotFoundError, match=r"index\.json is a link to disk/object, which is not there"):
+            call(tmp_path)
+    assert files(tmp_path) == [INDEX]
+
+
+@savers
 @pytest.mark.parametrize(
     "name",
     [
@@ -234,6 +265,27 @@ def test_a_built_searcher_is_stale_too_once_its_own_save_was_replaced(replaced_b
     with pytest.raises((RuntimeError, ValueError), match=r"another save has replaced it|holds embeddings"):
         built.save(folder)
     built.save(tmp_path / "copy")
+
+
+def test_a_link_that_leads_to_another_index_than_it_did_is_not_saved_through(tmp_path: Path) -> None:
+    for version, n_texts in (("v1", 4), ("v2", 6)):
+        HybridSearcher.build(make_embeddings(1, n_texts)).save(tmp_path / version)
+    link = tmp_path / "current"
+    link.symlink_to("v1")
+    saved = HybridSearcher.build(make_embeddings(2, 3))
+    saved.save(link)
+    opened = HybridSearcher.open(link)
+    link.unlink()
+    link.symlink_to("v2")
+    for searcher in (opened, saved):
+        with pytest.raises(RuntimeError, match="v2 no longer holds the hybrid searcher that was opened or saved here"):
+            searcher.save(link)
+    assert len(HybridSearcher.open(link)) == 6
+    saved.save(tmp_path / "v1")
+    saved.save(tmp_path / "v2")
+    saved.append(make_embeddings(3, 1))
+    saved.save(link)
+    assert len(HybridSearcher.open(link)) == 4
 
 
 def test_a_searcher_knows_every_folder_that_it_was_saved_to_and_writes_only_what_each_lacks(tmp_path: Path) -> None:

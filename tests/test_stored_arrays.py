@@ -182,7 +182,7 @@ def damaged_copy(saved: Path, target: Path, name: str, change: Callable[[Array],
 def test_embeddings_with_an_array_that_does_not_fit_are_not_loaded(
     saved: Path, tmp_path: Path, worker: Worker, kind: str, name: str, change: Callable[[Array], Array] | None
 ) -> None:
-    if change is None and name in ("dense", "sparse_data", "sparse_first_seen", "multivector"):
+    if change is None and (name == "sparse_first_seen" or (name, kind) == ("dense", "file.npz")):
         pytest.skip("embeddings without this array are whole")
     path = damaged_copy(saved / kind, tmp_path / kind, name, change)
     found = worker.outcome(use_embeddings, path)
@@ -238,9 +238,38 @@ def test_postings_that_name_no_passage_are_refused_by_the_search_that_meets_them
     assert found.startswith("ValueError: postings must name passages from 0 to 8, found others"), found
 
 
+@pytest.mark.parametrize("kind", ["file.npz", "folder"])
+def test_lexical_weights_that_name_a_token_twice_in_one_text_are_not_loaded(
+    saved: Path, tmp_path: Path, kind: str
+) -> None:
+    def repeat(indices: Array) -> Array:
+        return replaced(1, indices[0])(indices)
+
+    path = damaged_copy(saved / kind, tmp_path / kind, "sparse_indices", repeat)
+    with pytest.raises(ValueError, match="'sparse_indices' must hold each token id of a text once"):
+        Embeddings.load(path)
+
+
+def test_lexical_weights_in_any_order_within_a_text_are_loaded_and_score_the_same(tmp_path: Path) -> None:
+    embeddings = make_embeddings(0, N_TEXTS)
+    arrays = embeddings._arrays()
+    rows = zip(arrays["sparse_indptr"][:-1], arrays["sparse_indptr"][1:], strict=True)
+    order = np.concatenate([np.arange(first, last)[::-1] for first, last in rows])
+    arrays |= {name: arrays[name][order] for name in ("sparse_data", "sparse_indices")}
+    del arrays["sparse_first_seen"]
+    write(tmp_path / "file.npz", arrays)
+    loaded = Embeddings.load(tmp_path / "file.npz")
+    np.testing.assert_array_equal(loaded.sparse.toarray(), embeddings.sparse.toarray())
+    found, expected = (HybridSearcher.build(texts).search(embeddings, 2) for texts in (loaded, embeddings))
+    np.testing.assert_array_equal(found.scores.sparse, expected.scores.sparse)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
 @pytest.mark.parametrize("name", ["dense", "posting_weights", "multivector_scales"])
-def test_a_corpus_of_nan_gives_no_ranking(saved: Path, tmp_path: Path, worker: Worker, name: str) -> None:
-    path = damaged_copy(saved / "searcher", tmp_path / "searcher", name, lambda array: np.full_like(array, np.nan))
+def test_a_corpus_that_is_not_finite_gives_no_ranking(
+    saved: Path, tmp_path: Path, worker: Worker, name: str, value: float
+) -> None:
+    path = damaged_copy(saved / "searcher", tmp_path / "searcher", name, lambda array: np.full_like(array, value))
     assert worker.outcome(use_searcher, path).startswith("ValueError: a score is NaN")
 
 
