@@ -124,6 +124,10 @@ def explain_missing(folder: Path, names: Sequence[str]) -> str | None:
     pointers = [name for name in names if (folder / f"{name}.dvc").is_file()]
     if pointers:
         return f", but {pointers[0]}.dvc; run `dvc pull` in {folder}"
+    snapshots = [] if (folder / "config.json").is_file() else hub_snapshots(folder)
+    if snapshots:
+        found = " or ".join(str(path) for path in snapshots[:3])
+        return f": it is a folder of the hub's cache, not a checkpoint; give the snapshot {found}, or the hub id"
     if "config.json" in names:
         return _explain_place(folder)
     if "tokenizer.json" in names:
@@ -136,10 +140,6 @@ def explain_missing(folder: Path, names: Sequence[str]) -> str | None:
 
 
 def _explain_place(folder: Path) -> str | None:
-    snapshots = hub_snapshots(folder)
-    if snapshots:
-        found = " or ".join(str(path) for path in snapshots[:3])
-        return f": it is a folder of the hub's cache, not a checkpoint; give the snapshot {found}, or the hub id"
     names = (*WEIGHT_FILES, *(f"{name}.index.json" for name in WEIGHT_FILES))
     candidates = sorted(path.parent for path in folder.glob("*/config.json"))
     below = [place for place in candidates if any(_is_listed(place / name) for name in names)]
@@ -241,7 +241,7 @@ def _tensor_names(path: Path) -> Iterator[str]:
     try:
         if path.is_file():
             yield from _header_names(path) if path.suffix == ".safetensors" else _pickled_texts(path)
-    except (OSError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error):
+    except (OSError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error):
         return
 
 

@@ -17,6 +17,7 @@ from bgem3.export.checkpoint import Checkpoint, load_checkpoint
 from bgem3.export.reference import SENTENCES, last_states, parity_texts
 from bgem3.runtime import CheckpointError, cache
 from bgem3.runtime.artifact import MANIFEST
+from bgem3.runtime.checkpoint_files import adapter_files
 from bgem3.runtime.source import checkpoint_hash, find_checkpoint
 
 Edit = Callable[[Path], object]
@@ -310,6 +311,15 @@ def test_an_adapter_is_refused_in_every_arrangement(folder: Path, arrange: Edit)
     arrange(folder)
     with pytest.raises(CheckpointError, match=r"holds a LoRA adapter.*merge it first.*merge_and_unload"):
         load_checkpoint(folder)
+
+
+def test_a_damaged_file_beside_the_weights_is_no_adapter(folder: Path) -> None:
+    path = folder / "optimizer.pt"
+    torch.save({"state": torch.ones(2)}, path)
+    content = path.read_bytes()
+    for place in range(0, len(content), 3):
+        path.write_bytes(content[:place] + b"\xff" + content[place + 1 :])
+        assert adapter_files(folder) == []
 
 
 def test_an_adapter_of_another_kind_is_named(folder: Path) -> None:
