@@ -256,7 +256,7 @@ def _pickled_texts(path: Path) -> list[str]:
     with zipfile.ZipFile(path) as archive:
         (entry,) = (entry for entry in archive.infolist() if entry.filename.endswith("/data.pkl"))
         pickled = archive.read(entry) if entry.file_size <= LONGEST_HEADER else b""
-    return [value for code, value, _ in pickletools.genops(pickled) if code.name.endswith("UNICODE")]
+    return [str(value) for code, value, _ in pickletools.genops(pickled) if code.name.endswith("UNICODE")]
 
 
 def _read_text(path: Path) -> str:
