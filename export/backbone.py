@@ -17,6 +17,12 @@ EXPECTED_SETTINGS = {
     "is_decoder": False,
     "quantization_config": None,
 }
+OFF: dict[str, tuple[Any, ...]] = {
+    "position_embedding_type": (None,),
+    "is_decoder": (None,),
+    "quantization_config": ({},),
+}
+"""Other values that mean the same."""
 SIZES = (
     "hidden_size",
     "num_hidden_layers",
@@ -50,7 +56,7 @@ def load_config(path: Path) -> XLMRobertaConfig:
     except (OSError, ValueError, TypeError, RecursionError) as error:
         raise CheckpointError(f"cannot read {path} as a model's settings ({error}); get the checkpoint again") from None
     for name, expected in EXPECTED_SETTINGS.items():
-        if found.get(name, expected) != expected:
+        if found.get(name, expected) not in (expected, *OFF.get(name, ())):
             raise CheckpointError(
                 f"{path}: {name} is {found[name]!r}, expected {expected!r}; "
                 "only XLM-RoBERTa encoders, as BGE-M3 is one, can be exported"

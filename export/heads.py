@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from bgem3.export.stored_tensors import Tensors, as_float32, read_tensors
+from bgem3.export.stored_tensors import Tensors, as_float32, check_merged, read_tensors
 from bgem3.runtime.source import CheckpointError
 
 
@@ -28,6 +28,7 @@ def load_head(path: Path, n_inputs: int, weights: Tensors, n_outputs: int | None
         state = read_tensors(path, f"{path} as the weight and bias of a linear layer")
     else:
         state = _of_head(weights, path.stem)
+    check_merged(state, str(path))
     weight, bias = _linear(path, state)
     n_outputs = n_outputs or max(bias.numel(), 1)
     if weight.shape != (n_outputs, n_inputs) or bias.shape != (n_outputs,):

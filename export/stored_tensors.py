@@ -1,18 +1,19 @@
 """A checkpoint's tensors as its files store them, read without running any code in them."""
 
-import re
+import pickle
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
 
-from bgem3.runtime.checkpoint_files import MERGE, weight_files
+from bgem3.runtime.checkpoint_files import ADAPTER_TENSOR, MERGE, weight_files
 from bgem3.runtime.source import CheckpointError
 
 Tensors = dict[str, torch.Tensor]
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-ADAPTER_TENSOR = re.compile(r"(^|\.)(lora_|ia3_|hada_|lokr_|oft_|vera_|base_layer\.|modules_to_save\.)")
+WRAPPERS = ("state_dict", "model_state_dict", "model", "module")
+"""Names under which trainers store a state dict beside other things."""
 OLD_NAMES = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}  # of models from TensorFlow
 
 
@@ -30,14 +31,21 @@ def read_weights(folder: Path) -> Tensors:
             for old, new in OLD_NAMES.items():
                 name = name.replace(old, new)
             tensors[name] = tensor
+    check_merged(tensors, str(folder))
+    return tensors
+
+
+def check_merged(tensors: Tensors, source: str) -> None:
+    """Raise CheckpointError if tensors are an adapter's, or a layer's that an adapter wraps."""
     of_adapter = next(filter(ADAPTER_TENSOR.search, sorted(tensors)), None)
     if of_adapter is not None:
-        raise CheckpointError(f"{folder} holds a LoRA adapter among its weights (tensor {of_adapter}); {MERGE}")
-    return tensors
+        raise CheckpointError(f"{source} holds a LoRA adapter among its weights (tensor {of_adapter}); {MERGE}")
 
 
 def read_tensors(path: Path, what: str) -> Tensors:
     """Read a safetensors file, or one that torch.save wrote; ``what`` names its content in the message.
+
+    A state dict may be an entry of a dict, as trainers store it.
 
     Raises
     ------
@@ -49,14 +57,25 @@ def read_tensors(path: Path, what: str) -> Tensors:
             with safe_open(path, framework="pt") as file:
                 return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
         state = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if "Unsupported global" not in str(error):
+            raise CheckpointError(_unreadable(what, "UnpicklingError: torch.save did not write it whole")) from error
+        raise CheckpointError(
+            f"cannot read {what}: it holds Python objects, which are never loaded, since they may run code; load it "
+            "where it was written, and save the model's state_dict() alone"
+        ) from error
     except Exception as error:  # for a damaged file, torch raises nearly every kind there is
         raise CheckpointError(_unreadable(what, f"{type(error).__name__}: {error}")) from error
+    if isinstance(state, dict):
+        state = next((state[name] for name in WRAPPERS if isinstance(state.get(name), dict)), state)
     if not isinstance(state, dict):
         raise CheckpointError(_unreadable(what, f"found a {type(state).__name__}"))
     for name, value in state.items():
         if not isinstance(name, str) or not isinstance(value, torch.Tensor):
-            found = f"{name!r} is a {type(value).__name__}"
-            raise CheckpointError(_unreadable(what, f"{found}, expected a state dict of tensors by name"))
+            raise CheckpointError(
+                f"cannot read {what}: {name!r} is a {type(value).__name__}, expected a state dict of tensors by name; "
+                "save the model's state_dict() alone"
+            )
     return state
 
 

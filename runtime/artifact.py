@@ -315,9 +315,9 @@ def pointer_help(path: Path) -> str | None:
     with path.open("rb") as file:
         start = file.read(64)
     if start.startswith(b"version https://git-lfs"):
-        return "it is a git-lfs pointer: run `git lfs pull` there"
+        return f"it is a git-lfs pointer, not the file itself; run `git lfs pull` in {path.parent}"
     if start.startswith((b"/annex/objects/", b".git/annex/objects/")):
-        return "it is a git-annex pointer: run `git annex get` there"
+        return f"it is a git-annex pointer, not the file itself; run `git annex get` in {path.parent}"
     return None
 
 

@@ -2,19 +2,26 @@
 
 import hashlib
 import json
+import pickletools
+import re
+import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from bgem3.runtime.artifact import sha256_of
+from bgem3.runtime.artifact import is_artifact, pointer_help, sha256_of
 
 HEAD_FILES = ("sparse_linear.pt", "colbert_linear.pt")
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 """The backbone's file, or the name before ``.index.json`` of the list of its parts; the first that is there is read."""
 
-LFS_POINTER = b"version https://git-lfs.github.com/spec/v1"
 LONGEST_HEADER = 1 << 26  # bytes; a safetensors header of BGE-M3 has 50 kB
-ADAPTER_FILES = ("adapter_config.*", "adapter_model.*", "pytorch_adapter.*")
+ADAPTER_FILES = ("adapter_config.*", "adapter_model.*", "adapter_model-*", "pytorch_adapter.*")
+ADAPTER_TENSOR = re.compile(
+    r"(^|\.)(lora_|ia3_|hada_|lokr_|oft_|boft_|vera_|vblora_|fourierft_|adapters\.|base_layer\.|modules_to_save\.)"
+)
+TENSOR_SUFFIXES = (".safetensors", ".bin", ".pt")
 ADAPTER_DEPTHS = ("", "*/", "*/*/")  # a trainer's checkpoint-500/, or adapters/NAME/
 MERGE = (
     "merge it first: load the base model and the adapter with peft, call merge_and_unload(), and save the result with "
@@ -65,11 +72,18 @@ def adapter_files(folder: Path) -> list[Path]:
     """List the files of adapters (PEFT's, such as LoRA) in a folder, and, of a checkpoint, in two levels below it."""
     depths = ADAPTER_DEPTHS if (folder / "config.json").is_file() else ADAPTER_DEPTHS[:1]
     patterns = [f"{depth}{name}" for depth in depths for name in ADAPTER_FILES]
-    return sorted({path for pattern in patterns for path in folder.glob(pattern) if _is_listed(path)})
+    found = {path for pattern in patterns for path in folder.glob(pattern) if _is_listed(path)}
+    read = {*weight_files(folder), *(folder / name for name in HEAD_FILES)}  # in which export looks for adapters itself
+    others = {path for depth in depths for path in folder.glob(f"{depth}*") if path.suffix in TENSOR_SUFFIXES} - read
+    return sorted(found | {path for path in others if any(map(_is_lora, _tensor_names(path)))})
+
+
+def _is_lora(name: str) -> bool:
+    return ADAPTER_TENSOR.search(name) is not None and re.search(r"lora_\w+\.(\w+\.)?weight$", name) is not None
 
 
 def weight_heads(folder: Path) -> set[str]:
-    """Return the head files whose layer the backbone's safetensors hold, as whole models do that a trainer saves."""
+    """Return the head files whose layer the backbone's files hold, as whole models do that a trainer saves."""
     names = {name for path in weight_files(folder) for name in _tensor_names(path)}
     ends = {file: f"{file.removesuffix('.pt')}.weight" for file in HEAD_FILES}
     return {file for file, end in ends.items() if any(f".{name}".endswith(f".{end}") for name in names)}
@@ -91,11 +105,10 @@ def check_adapters(folder: Path, source: str) -> None:
 
 
 def check_pointer(path: Path) -> None:
-    """Raise CheckpointError if a file is what git leaves in the place of a file that git-lfs keeps."""
-    if path.is_file() and starts_with(path, LFS_POINTER):
-        raise CheckpointError(
-            f"{path} is a git-lfs pointer, not the file itself; run `git lfs pull` in {path.parent} to get the files"
-        )
+    """Raise CheckpointError if a file is what git leaves in the place of one that git-lfs or git-annex keeps."""
+    help_ = pointer_help(path) if path.is_file() else None
+    if help_:
+        raise CheckpointError(f"{path} {help_.removeprefix('it ')}")
 
 
 def explain_missing(folder: Path, names: Sequence[str]) -> str | None:
@@ -106,6 +119,15 @@ def explain_missing(folder: Path, names: Sequence[str]) -> str | None:
             f": {links[0]} is a link to {links[0].readlink()}, which is not there; get the file (`git annex get`, "
             "`dvc pull`), or copy the checkpoint with what its links lead to"
         )
+    if is_artifact(folder):
+        return ": it is an exported artifact; give the checkpoint that it was exported from"
+    pointers = [name for name in names if (folder / f"{name}.dvc").is_file()]
+    if pointers:
+        return f", but {pointers[0]}.dvc; run `dvc pull` in {folder}"
+    snapshots = [] if (folder / "config.json").is_file() else hub_snapshots(folder)
+    if snapshots:
+        found = " or ".join(str(path) for path in snapshots[:3])
+        return f": it is a folder of the hub's cache, not a checkpoint; give the snapshot {found}, or the hub id"
     if "config.json" in names:
         return _explain_place(folder)
     if "tokenizer.json" in names:
@@ -113,15 +135,11 @@ def explain_missing(folder: Path, names: Sequence[str]) -> str | None:
     if set(names) & set(WEIGHT_FILES):
         return _explain_weights(folder)
     if set(names) & set(HEAD_FILES):
-        return None
+        return _explain_heads(folder, names)
     return ", which the weights' index names; get the missing files, or the checkpoint again"
 
 
 def _explain_place(folder: Path) -> str | None:
-    snapshots = hub_snapshots(folder)
-    if snapshots:
-        found = " or ".join(str(path) for path in snapshots[:3])
-        return f": it is a folder of the hub's cache, not a checkpoint; give the snapshot {found}, or the hub id"
     names = (*WEIGHT_FILES, *(f"{name}.index.json" for name in WEIGHT_FILES))
     candidates = sorted(path.parent for path in folder.glob("*/config.json"))
     below = [place for place in candidates if any(_is_listed(place / name) for name in names)]
@@ -139,6 +157,17 @@ def _explain_tokenizer(folder: Path) -> str | None:
     )
 
 
+def _explain_heads(folder: Path, names: Sequence[str]) -> str | None:
+    """Say which other forms of the heads there are, and how to store them as they are read."""
+    stems = [name.removesuffix(".pt") for name in names]
+    other = sorted(
+        path.name for path in folder.iterdir() if path.stem in stems and path.suffix in OTHER_WEIGHTS and path.is_file()
+    )
+    if not other:
+        return None
+    return f", but {', '.join(other)}; store each head's weight and bias with torch.save as {' and '.join(names)}"
+
+
 def _explain_weights(folder: Path) -> str | None:
     """Say which weights there are instead."""
     other = sorted(
@@ -147,9 +176,10 @@ def _explain_weights(folder: Path) -> str | None:
     if not other:
         return None
     expected = "only model.safetensors and pytorch_model.bin, whole or in parts with their index, are read"
-    variants = [name for name in other if name.startswith("model.") and name.endswith(".safetensors")]
-    if variants:
-        return f", but {', '.join(other)}; {expected}: rename {variants[0]} to model.safetensors to export it"
+    variants = [re.fullmatch(r"(model|pytorch_model)\.\w+(\.safetensors|\.bin)", name) for name in other]
+    for variant in filter(None, variants):
+        name = "".join(variant.groups())
+        return f", but {', '.join(other)}; {expected}: rename {variant[0]} to {name} to export it"
     return f", but {', '.join(other)}; {expected}: save the model with transformers' save_pretrained()"
 
 
@@ -168,12 +198,6 @@ def hub_snapshots(folder: Path) -> list[Path]:
         snapshots = [path.parent for path in repository.glob("snapshots/*/config.json")]
         found += sorted(snapshots, key=lambda path: (path.name != main, path.name))
     return found
-
-
-def starts_with(path: Path, content: bytes) -> bool:
-    """Tell whether a file starts with these bytes."""
-    with path.open("rb") as file:
-        return file.read(len(content)) == content
 
 
 def _is_listed(path: Path) -> bool:
@@ -210,18 +234,29 @@ def _adapter_kind(adapters: list[Path]) -> str:
 
 
 def _tensor_names(path: Path) -> Iterator[str]:
-    """Yield the names in a safetensors file's header; none for another file, or one that is damaged."""
-    if path.suffix != ".safetensors" or not path.is_file():
+    """Yield the names of a file's tensors, and, of one that torch.save wrote, its other texts; none if it is damaged.
+
+    What torch.save wrote is a pickle; its texts are listed, and nothing in it is run.
+    """
+    try:
+        if path.is_file():
+            yield from _header_names(path) if path.suffix == ".safetensors" else _pickled_texts(path)
+    except (OSError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error):
         return
+
+
+def _header_names(path: Path) -> list[str]:
     with path.open("rb") as file:
         size = int.from_bytes(file.read(8), "little")
-        header = file.read(size) if size <= LONGEST_HEADER else b""
-    try:
-        names: Any = json.loads(header)
-    except (ValueError, RecursionError):
-        return
-    if isinstance(names, dict):
-        yield from names
+        names: Any = json.loads(file.read(size)) if size <= LONGEST_HEADER else None
+    return list(names) if isinstance(names, dict) else []
+
+
+def _pickled_texts(path: Path) -> list[str]:
+    with zipfile.ZipFile(path) as archive:
+        (entry,) = (entry for entry in archive.infolist() if entry.filename.endswith("/data.pkl"))
+        pickled = archive.read(entry) if entry.file_size <= LONGEST_HEADER else b""
+    return [str(value) for code, value, _ in pickletools.genops(pickled) if code.name.endswith("UNICODE")]
 
 
 def _read_text(path: Path) -> str:

@@ -78,7 +78,7 @@ def is_unwritable(error: BaseException | None) -> bool:
 def _check_cache(cache: Path) -> None:
     """Raise CheckpointError if the cache cannot be a folder, since a file is there or on the way to it."""
     place = next((place for place in (cache, *cache.absolute().parents) if os.path.exists(place)), cache)
-    if os.path.isfile(place):
+    if os.path.exists(place) and not os.path.isdir(place):
         raise CheckpointError(
             f"the hub's cache {cache} cannot be made: {place} is a file; name another folder as cache_dir (--cache-dir)"
         )

@@ -50,8 +50,12 @@ def find_checkpoint(source: str | Path, cache_dir: str | Path | None = None, hea
         check_pointer(path)
     headless = missing_heads(folder, heads)
     if headless:
-        reason = explain_missing(folder, headless) or ("" if is_folder else _explain_snapshot(folder))
-        raise CheckpointError(f"{source} has no {' and no '.join(headless)}{reason}; {_ways_without(source, headless)}")
+        found = f"{source} has no {' and no '.join(headless)}"
+        reason = explain_missing(folder, headless)
+        if reason:
+            raise CheckpointError(f"{found}{reason}")
+        place = "" if is_folder else _explain_snapshot(folder)
+        raise CheckpointError(f"{found}{place}; {_ways_without(source, headless)}")
     return folder
 
 
@@ -67,10 +71,9 @@ def find_heads(source: str | Path, heads: Sequence[str], cache_dir: str | Path |
     folder = Path(source) if is_folder else download(_checked_id(source), heads, cache_dir)
     missing = [name for name in heads if not (folder / name).is_file()]
     if missing:
-        reason = explain_missing(folder, missing) or ("" if is_folder else _explain_snapshot(folder))
-        raise CheckpointError(
-            f"heads_from={str(source)!r} has no {' and no '.join(missing)}{reason}; name a checkpoint that has them"
-        )
+        place = "" if is_folder else _explain_snapshot(folder)
+        reason = explain_missing(folder, missing) or f"{place}; name a checkpoint that has them"
+        raise CheckpointError(f"heads_from={str(source)!r} has no {' and no '.join(missing)}{reason}")
     for name in heads:
         check_pointer(folder / name)
     return folder
@@ -93,6 +96,12 @@ def _checked_id(source: str | Path) -> str:
         raise CheckpointError(f"{source} is a file; give the checkpoint's folder, {path.parent}")
     if path.is_symlink():
         raise CheckpointError(f"{source} is a link to {path.readlink()}, which is not there; check the path")
+    name, _, revision = str(source).rpartition("@")
+    if is_hub_id(name):
+        raise CheckpointError(
+            f"{source} names a revision, which is not taken; download it (`hf download {name} --revision {revision}`) "
+            "and give the folder that this prints"
+        )
     if not is_hub_id(str(source)):
         raise CheckpointError(
             f"{source} is neither a folder nor a hub id of the form owner/name; check the path, or use 'BAAI/bge-m3'"

@@ -245,6 +245,7 @@ class Embeddings:
 def _asked_for(output: Output | None, name: str) -> Output:
     if output is None:
         raise AttributeError(
-            f"these embeddings have no {name!r}, because it was not asked for; encode with outputs=({name!r}, ...)"
+            f"these embeddings have no {name!r}, because it was not asked for, or the model was exported without it; "
+            f"encode with outputs=({name!r}, ...) and a model that has it among its outputs"
         )
     return output

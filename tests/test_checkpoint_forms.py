@@ -17,6 +17,7 @@ from bgem3.export.checkpoint import Checkpoint, load_checkpoint
 from bgem3.export.reference import SENTENCES, last_states, parity_texts
 from bgem3.runtime import CheckpointError, cache
 from bgem3.runtime.artifact import MANIFEST
+from bgem3.runtime.checkpoint_files import adapter_files
 from bgem3.runtime.source import checkpoint_hash, find_checkpoint
 
 Edit = Callable[[Path], object]
@@ -163,6 +164,7 @@ def test_token_ids_are_those_of_transformers(loaded: Checkpoint, max_length: int
         pytest.param(with_settings(architectures=["Unknown"], transformers_version="99"), id="of_a_later_version"),
         pytest.param(with_settings(auto_map={"AutoModel": "code.Model"}), id="auto_map"),
         pytest.param(with_settings(adapters={"a": 1}, rope_parameters=None, pruned_heads={"0": [1]}), id="unknown"),
+        pytest.param(with_settings(is_decoder=None, position_embedding_type=None), id="null"),
         pytest.param(with_settings(quantization_config=None, id2label={"x": 1}, num_labels="two"), id="labels"),
         pytest.param(
             lambda folder: write("config.json", b"\xef\xbb\xbf" + (folder / "config.json").read_bytes())(folder),
@@ -264,6 +266,7 @@ def with_lora_weights(folder: Path) -> None:
     store(folder, {f"base_model.model.{key}": values for key, values in tensors.items()})
 
 
+LORA = {"base_model.model.encoder.layer.0.attention.self.query.lora_A.weight": torch.ones(2, 2)}
 ARRANGEMENTS = [
     pytest.param(write("adapter_config.json", ADAPTER), id="settings"),
     pytest.param(write("adapter_config.json", "garbage"), id="damaged_settings"),
@@ -282,6 +285,22 @@ ARRANGEMENTS = [
     pytest.param(
         lambda folder: (folder / "adapter_config.json").symlink_to("/no/such/file"), id="as_a_link_that_leads_nowhere"
     ),
+    pytest.param(write("adapter_model-00001-of-00002.safetensors", b"x"), id="in_parts"),
+    pytest.param(lambda folder: store(folder, LORA, "lora_weights.safetensors"), id="under_another_name"),
+    pytest.param(lambda folder: torch.save(LORA, folder / "lora.pt"), id="of_torch_under_another_name"),
+    pytest.param(
+        lambda folder: [write("deep/er/x", "")(folder), store(folder, LORA, "deep/er/a.safetensors")], id="deep"
+    ),
+    pytest.param(
+        edited(lambda tensors: tensors.update({"encoder.layer.0.output.adapters.a.down.weight": torch.ones(2, 2)})),
+        id="of_adapter_hub",
+    ),
+    pytest.param(
+        lambda folder: torch.save(
+            {"base_layer.weight": torch.ones(1, 96), "lora_A.weight": torch.ones(1)}, folder / "sparse_linear.pt"
+        ),
+        id="in_a_head",
+    ),
     pytest.param(with_lora_weights, id="among_the_weights"),
     pytest.param(edited(lambda tensors: tensors.update({"lora_A.weight": torch.ones(2, 2)})), id="one_more_tensor"),
 ]
@@ -292,6 +311,15 @@ def test_an_adapter_is_refused_in_every_arrangement(folder: Path, arrange: Edit)
     arrange(folder)
     with pytest.raises(CheckpointError, match=r"holds a LoRA adapter.*merge it first.*merge_and_unload"):
         load_checkpoint(folder)
+
+
+def test_a_damaged_file_beside_the_weights_is_no_adapter(folder: Path) -> None:
+    path = folder / "optimizer.pt"
+    torch.save({"state": torch.ones(2)}, path)
+    content = path.read_bytes()
+    for place in range(0, len(content), 3):
+        path.write_bytes(content[:place] + b"\xff" + content[place + 1 :])
+        assert adapter_files(folder) == []
 
 
 def test_an_adapter_of_another_kind_is_named(folder: Path) -> None:
@@ -396,6 +424,47 @@ def test_a_head_that_is_no_one_layer_names_the_keys_that_were_found(
         load_checkpoint(folder)
 
 
+def as_bin(change: Callable[[dict[str, torch.Tensor]], object]) -> Edit:
+    """Return the function that stores the weights as torch.save does, changed."""
+
+    def edit(folder: Path) -> None:
+        torch.save(change(stored(folder)), folder / "pytorch_model.bin")
+        (folder / "model.safetensors").unlink()
+
+    return edit
+
+
+@pytest.mark.parametrize("name", ["state_dict", "model_state_dict", "model", "module"])
+def test_a_state_dict_that_a_trainer_wrapped_is_read(folder: Path, loaded: Checkpoint, name: str) -> None:
+    as_bin(lambda state: {"epoch": 3, name: state})(folder)
+    as_head(lambda state: {name: state}, "sparse_linear.pt")(folder)
+    assert_same(load_checkpoint(folder), loaded)
+
+
+def test_python_objects_are_not_loaded_and_torchs_advice_to_load_them_is_not_given(folder: Path) -> None:
+    torch.save(torch.nn.Linear(96, 1), folder / "sparse_linear.pt")
+    with pytest.raises(CheckpointError, match=r"holds Python objects, which are never loaded.*state_dict") as caught:
+        load_checkpoint(folder)
+    assert "weights_only" not in str(caught.value)
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".bin"])
+def test_heads_in_another_form_are_named_and_no_others_recommended(folder: Path, suffix: str) -> None:
+    moved("sparse_linear.pt", f"sparse_linear{suffix}")(folder)
+    with pytest.raises(CheckpointError, match=rf"no sparse_linear\.pt, but sparse_linear{suffix}; store") as caught:
+        find_checkpoint(folder)
+    assert "heads_from" not in str(caught.value)
+
+
+def test_heads_among_the_weights_that_torch_stored_are_read(folder: Path, loaded: Checkpoint) -> None:
+    heads = {}
+    for head in ("sparse_linear", "colbert_linear"):
+        heads |= {f"{head}.{key}": values for key, values in torch.load(folder / f"{head}.pt").items()}
+        (folder / f"{head}.pt").unlink()
+    as_bin(lambda state: {f"model.{key}": values for key, values in state.items()} | heads)(folder)
+    assert_same(load_checkpoint(folder), loaded)
+
+
 @pytest.mark.parametrize("prefix", ["", "model.", "module."])
 def test_heads_among_the_weights_are_read_where_they_have_no_file(
     folder: Path, loaded: Checkpoint, prefix: str
@@ -425,6 +494,24 @@ def test_a_git_lfs_pointer_says_how_to_get_the_file(folder: Path, name: str) -> 
     ) as caught:
         load_checkpoint(folder)
     assert "again" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("edit", "words"),
+    [
+        pytest.param(
+            write("model.safetensors", "/annex/objects/MD5E-s9--1\n"), "git-annex pointer.*git annex get", id="annex"
+        ),
+        pytest.param(moved("model.safetensors", "model.safetensors.dvc"), "dvc; run `dvc pull`", id="dvc"),
+        pytest.param(write(MANIFEST, {"format_version": 1}), "it is an exported artifact; give the", id="artifact"),
+    ],
+)
+def test_what_stands_in_place_of_weights_says_how_to_get_them(folder: Path, edit: Edit, words: str) -> None:
+    edit(folder)
+    if "artifact" in words:
+        (folder / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=words):
+        find_checkpoint(folder)
 
 
 def in_parts(folder: Path) -> None:
@@ -480,6 +567,8 @@ def test_parts_of_weights_that_do_not_fit_their_index_are_named(folder: Path, ed
     [
         ("model.fp16.safetensors", r"rename model\.fp16\.safetensors to model\.safetensors"),
         ("model.bf16.safetensors", r"rename model\.bf16\.safetensors to model\.safetensors"),
+        ("pytorch_model.fp16.bin", r"rename pytorch_model\.fp16\.bin to pytorch_model\.bin"),
+        ("model.fp16-00001-of-00002.safetensors", r"save_pretrained"),
         ("model_fp16.safetensors", r"only model\.safetensors and pytorch_model\.bin, whole or in parts"),
         ("model.onnx", "save_pretrained"),
         ("flax_model.msgpack", "save_pretrained"),

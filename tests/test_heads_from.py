@@ -211,6 +211,13 @@ def test_outputs_that_are_not_there_say_why_and_what_to_do(dense_artifact: Path,
         model.encode(TEXTS, outputs)
 
 
+def test_embeddings_without_an_output_name_the_export_as_a_reason(dense_artifact: Path) -> None:
+    with BGEM3Model.load(dense_artifact, device="cpu") as model:
+        found = model.encode(["the sea"])
+    with pytest.raises(AttributeError, match="not asked for, or the model was exported without it"):
+        _ = found.sparse
+
+
 def test_scores_that_need_other_outputs_say_why_and_what_to_do(dense_artifact: Path) -> None:
     words = r"exported without sparse and multivector.*heads_from"
     with BGEM3Model.load(dense_artifact, "cpu", "fp32") as model:

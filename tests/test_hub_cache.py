@@ -156,6 +156,18 @@ def test_the_snapshot_that_main_names_is_named_first(hub_cache: Path, snapshot: 
 # A cache that cannot be written
 
 
+@pytest.mark.parametrize("below", ["", "models--owner--name", "models--owner--name/snapshots"])
+def test_heads_from_a_folder_of_the_hubs_cache_names_the_snapshot(hub_cache: Path, snapshot: Path, below: str) -> None:
+    place = snapshot.parent.parent.parent / below.replace("models--owner--name", snapshot.parent.parent.name)
+    with pytest.raises(CheckpointError, match=rf"heads_from=.*folder of the hub's cache.*snapshot {snapshot}"):
+        find_heads(place, ("sparse_linear.pt",))
+
+
+def test_a_cache_that_is_a_device_is_named() -> None:
+    with pytest.raises(CheckpointError, match=r"cache /dev/null/x cannot be made: /dev/null is a file; name another"):
+        find_checkpoint("owner/name", "/dev/null/x")
+
+
 @pytest.mark.parametrize("below", ["", "deeper", "deeper/still"])
 def test_a_cache_folder_with_a_file_in_the_way_is_named(tmp_path: Path, below: str) -> None:
     (tmp_path / "file").write_text("in the way")

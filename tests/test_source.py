@@ -84,6 +84,11 @@ def test_a_hub_that_cannot_be_reached_says_what_to_do(monkeypatch: pytest.Monkey
         find_checkpoint("BAAI/bge-m3")
 
 
+def test_a_revision_in_an_id_says_how_to_get_it() -> None:
+    with pytest.raises(CheckpointError, match="hf download BAAI/bge-m3 --revision refs/pr/1`"):
+        find_checkpoint("BAAI/bge-m3@refs/pr/1")
+
+
 @pytest.mark.parametrize("source", ["no-such-folder", "/no/such/folder", "owner/name/file"])
 def test_what_is_neither_a_folder_nor_a_hub_id_is_named(source: str) -> None:
     with pytest.raises(CheckpointError, match=r"neither a folder nor a hub id"):
