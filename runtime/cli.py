@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from rich.console import Console, RenderableType
 from rich.table import Table
@@ -64,7 +64,7 @@ def run_export(arguments: argparse.Namespace) -> int:
         arguments.precision,
         portable=arguments.portable,
         overwrite=arguments.overwrite,
-        show_progress=not arguments.json,
+        show_progress=_has_progress(arguments),
         cache_dir=arguments.cache_dir,
         outputs=arguments.outputs,
         heads_from=arguments.heads_from,
@@ -84,6 +84,9 @@ def run_encode(arguments: argparse.Namespace) -> int:
         raise ValueError(f"{arguments.input} holds JSON lines; name the field that is the text with --text-field")
     if sys.stdout is None and not arguments.output:
         raise ValueError("standard output is closed; name a file with --output")
+    files = [path for path in (arguments.input, arguments.output) if path and path.exists()]
+    if len(files) == 2 and files[0].samefile(files[1]):
+        raise ValueError(f"{arguments.output} is the input, too, and would be replaced; name another --output")
     name = str(arguments.input or "standard input")
     with BGEM3Model.load(**_load_options(arguments)) as model, open_lines(arguments.input) as file:
         lines = tqdm(file, unit="text") if sys.stderr and sys.stderr.isatty() else file
@@ -122,7 +125,7 @@ def run_verify(arguments: argparse.Namespace) -> int:
     is_published = arguments.published or (artifact.manifest["source"]["id"] == HUB_ID and artifact.outputs == OUTPUTS)
 
     def check(model: BGEM3Model) -> dict[str, Any]:
-        report = check_parity(model, reference, show_progress=not arguments.json)
+        report = check_parity(model, reference, show_progress=_has_progress(arguments))
         if is_published:
             report["published"] = compare_published(model)
             report["missed"] += missed_published(report["published"], model.precision)
@@ -130,7 +133,7 @@ def run_verify(arguments: argparse.Namespace) -> int:
 
     reports = check_graphs(artifact, check, precision=arguments.precision, n_threads=arguments.threads)
     if arguments.precision is None and (artifact.folder / PORTABLE).is_file():
-        reports[PORTABLE] = check_portable(artifact, reference, show_progress=not arguments.json)
+        reports[PORTABLE] = check_portable(artifact, reference, show_progress=_has_progress(arguments))
     if not reports:
         raise ValueError(f"{artifact.folder} has no {arguments.precision} graph; `bgem3 info` lists what it has")
     _show(arguments, reports, _parity_table(reports))
@@ -164,13 +167,26 @@ def _flush_output() -> None:
         if sys.stdout is not None:
             sys.stdout.flush()
     except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard(sys.stdout)
         raise
 
 
+def _discard(stream: TextIO) -> None:
+    """Let a stream that cannot be written to lose what is buffered, and whatever follows."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
 def _complain(message: str) -> None:
+    """Write a message to standard error, if there is one that somebody reads."""
     if sys.stderr is not None:
-        print(f"bgem3: {message}", file=sys.stderr)
+        try:
+            print(f"bgem3: {message}", file=sys.stderr, flush=True)
+        except BrokenPipeError:
+            _discard(sys.stderr)
+
+
+def _has_progress(arguments: argparse.Namespace) -> bool:
+    return not arguments.json and sys.stderr is not None
 
 
 def _show(arguments: argparse.Namespace, data: object, table: RenderableType) -> None:
@@ -179,7 +195,10 @@ def _show(arguments: argparse.Namespace, data: object, table: RenderableType) ->
     if arguments.json:
         print(json.dumps(data, indent=2, ensure_ascii=False))
     else:
-        Console(markup=False, emoji=False, highlight=False).print(table)
+        console = Console(markup=False, emoji=False, highlight=False)
+        with console.capture() as capture:  # rich ends the process itself where nobody reads its output
+            console.print(table)
+        print(capture.get(), end="")
 
 
 def _info_table(manifest: dict[str, Any], folder: Path) -> Table:

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bgem3.runtime.cache import find_or_export
+from bgem3.runtime.device import require_cuda
 from bgem3.runtime.flag_arguments import (
     Devices,
     check_fixed,
@@ -16,7 +17,7 @@ from bgem3.runtime.flag_arguments import (
     target_devices,
 )
 from bgem3.runtime.flag_parts import FlagTokenizer, InnerModel
-from bgem3.runtime.model import pair_scores, split_pairs
+from bgem3.runtime.model import check_whole_number, pair_scores, split_pairs
 from bgem3.runtime.session import OUTPUTS, Output
 from bgem3.runtime.tokenizer import check_texts
 from bgem3.scoring import Scores, multivector_pair_scores
@@ -102,6 +103,11 @@ class BGEM3FlagModel:
         check_fixed(normalize_embeddings=normalize_embeddings, use_bf16=use_bf16, pooling_method=pooling_method)
         names = target_devices(devices, device)
         precision = stored_precision(precision, use_fp16)
+        check_whole_number("n_threads", n_threads)
+        if names[0].startswith("cuda"):
+            if precision == "int8":
+                raise ValueError(f"precision='int8' runs on CPU alone, found devices={devices!r}; use devices='cpu'")
+            require_cuda(names[0])
         folder = find_or_export(model_name_or_path, precision, cache_dir)
         model = InnerModel.load(folder, device=names[0], precision=precision, n_threads=n_threads)
         self.model = cast(InnerModel, model)

@@ -1,6 +1,7 @@
 """BGEM3Model: an artifact folder opened for encoding and scoring."""
 
 import os
+import sys
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -115,8 +116,7 @@ class BGEM3Model:
             "device_memory_limit": device_memory_limit,
         }
         for name, value in whole_numbers.items():
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-                raise ValueError(f"{name} must be a whole number of at least 1 or None, found {value!r}")
+            check_whole_number(name, value)
         artifact = read_artifact(folder, check_hashes=check_hashes)
         session = open_encoder(
             artifact,
@@ -144,7 +144,7 @@ class BGEM3Model:
         outputs : any of "dense", "sparse", "multivector"; "all" for those that the artifact has
         max_length : tokens kept per text, CLS and EOS included; None for the model's maximum (8192 for BGE-M3).
             A longer text loses its end, keeps EOS and is marked in ``Embeddings.truncated``.
-        show_progress : show a progress bar on standard error
+        show_progress : show a progress bar on standard error, if the process has one
 
         Returns
         -------
@@ -167,7 +167,7 @@ class BGEM3Model:
         checked = check_texts(texts)
         result = Assembly(self.spec, wanted)
         batches = self._batches(session, checked, limit, result)
-        if show_progress:
+        if show_progress and sys.stderr is not None:
             with tqdm(total=len(checked), unit="text") as progress:
                 session.run_all(batches, wanted, _and_progress(result.add, progress))
         else:  # without tqdm, which an interrupt can leave locked for every thread
@@ -278,6 +278,12 @@ class BGEM3Model:
             raise RuntimeError(CLOSED)
         check_process(self._process)
         return session
+
+
+def check_whole_number(name: str, value: object) -> None:
+    """Raise ValueError unless an argument is None or a whole number of at least 1."""
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+        raise ValueError(f"{name} must be a whole number of at least 1 or None, found {value!r}")
 
 
 def split_pairs(pairs: Iterable[tuple[str, str]]) -> tuple[list[str], list[str]]:

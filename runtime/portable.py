@@ -1,5 +1,6 @@
 """Runs the portable graph with plain ONNX Runtime, as another runtime would, to compare it with the reference."""
 
+import sys
 from typing import Any
 
 import numpy as np
@@ -41,7 +42,7 @@ def encode_portable(artifact: Artifact, texts: list[str], *, show_progress: bool
     result = Assembly(spec, outputs)
     result.extend(tokenized)
     starts = range(0, len(texts), TEXTS_PER_BATCH)
-    for start in tqdm(starts, desc="portable", unit="batch") if show_progress else starts:
+    for start in tqdm(starts, desc="portable", unit="batch") if show_progress and sys.stderr else starts:
         batch = pack(tokenized, np.arange(start, min(start + TEXTS_PER_BATCH, len(texts))), spec.pad_id)
         input_ids, is_token = padded_ids(batch, spec.pad_id)
         feeds = {"input_ids": input_ids, "attention_mask": is_token.astype(np.int64)}

@@ -14,7 +14,7 @@ from bgem3.runtime.artifact import OUTPUTS as OUTPUTS
 from bgem3.runtime.artifact import ArtifactError, ModelSpec
 from bgem3.runtime.artifact import Output as Output
 from bgem3.runtime.cpus import available_cpus
-from bgem3.runtime.forks import leave_to_parent
+from bgem3.runtime.forks import check_process, leave_to_parent
 from bgem3.runtime.graph_file import read_linked
 from bgem3.runtime.native import NATIVE_GRAPH, best_kernels, library, why_unavailable
 from bgem3.runtime.packing import PackedBatch, cpu_layout, join
@@ -34,6 +34,10 @@ EXACT_PRODUCTS = {"session.x64quantprecision": "1"}
 WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 
 logger = logging.getLogger(__name__)
+
+
+class RunError(RuntimeError):
+    """ONNX Runtime failed to run a micro-batch; no signal handler raises this, so it tells the two apart."""
 
 
 class CpuSession:
@@ -70,6 +74,7 @@ class CpuSession:
         profile: Path | None = None,
     ) -> None:
         self.precision = precision
+        self._process = os.getpid()
         self.token_budget = token_budget or TOKEN_BUDGET
         self._path, self.kernels = choose_graph(path, kernels)
         if kernels == "auto":
@@ -96,7 +101,7 @@ class CpuSession:
         self._shared_runs: SharedRuns[_Task, Arrays] = SharedRuns(
             partial(_may_share, self._shared_tokens),
             n_at_once,
-            errors=(RuntimeError, ValueError, MemoryError, *onnxruntime_errors()),
+            errors=(RunError, ArtifactError, MemoryError),
         )
         leave_to_parent(self)  # with the arrays of calls that run
 
@@ -143,7 +148,7 @@ class CpuSession:
         try:
             values = session.run(list(outputs), {name: feeds[name] for name in self._input_names})
         except onnxruntime_errors() as error:
-            raise RuntimeError(
+            raise RunError(
                 f"ONNX Runtime failed to run {self._path} ({error}); if memory is short, encode with a lower "
                 f"max_length; otherwise check the folder with `bgem3 verify {self._path.parent.parent}`"
             ) from error
@@ -161,6 +166,7 @@ class CpuSession:
         self._session = None
 
     def _open_session(self) -> Any:
+        check_process(self._process)  # again, for a process that was forked while its thread encoded
         session = self._session
         if session is None:
             raise RuntimeError(CLOSED)
@@ -276,6 +282,10 @@ def make_session(
     **arguments: Any,
 ) -> Any:
     """Make an ONNX Runtime session, with config entries, a library of operators and arguments of InferenceSession."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise ArtifactError(f"{path} has a name that is not UTF-8, which ONNX Runtime cannot open; rename it") from None
     runtime = import_onnxruntime()
     options = runtime.SessionOptions()
     options.intra_op_num_threads = n_threads

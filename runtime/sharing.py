@@ -6,11 +6,14 @@ of a list or queue, every call says when it is over, and whoever waits looks aga
 """
 
 import contextlib
+import os
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 from typing import Generic, TypeVar
+
+from bgem3.runtime.forks import check_process
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -40,6 +43,7 @@ class SharedRuns(Generic[Task, Result]):
         errors: tuple[type[Exception], ...] = (Exception,),
     ) -> None:
         self._fits, self._n_at_once, self._errors = fits, n_at_once, errors
+        self._process = os.getpid()
         self._calls: list[_Call[Task, Result]] = []  # that are not over, in order of arrival
 
     def __call__(self, task: Task, run: Callable[[list[Task]], list[Result]]) -> Result:
@@ -76,6 +80,7 @@ class SharedRuns(Generic[Task, Result]):
     def _wait(self, call: "_Call[Task, Result]") -> None:
         """Return once a call leads, or its leader is over."""
         while True:
+            check_process(self._process)  # a process that was forked meanwhile waits for threads that it lacks
             if call.leader is None and self._has_room(call):
                 call.claims.append(call.caller)
             if call.leader is call.caller or (call.leader is not None and call.leader.is_over):

@@ -11,7 +11,13 @@ from typing import TextIO
 from bgem3.runtime.tokenizer import check_text
 
 BYTE_ORDER_MARK = "\ufeff"
-UTF_16_MARKS = ("\udcff\udcfe", "\udcfe\udcff")  # its two bytes, as surrogateescape shows bytes that are not UTF-8
+# Byte order marks of other encodings, as surrogateescape shows bytes that are not UTF-8; the longest first.
+OTHER_MARKS = (
+    ("\udcff\udcfe\0\0", "UTF-32"),
+    ("\0\0\udcfe\udcff", "UTF-32"),
+    ("\udcff\udcfe", "UTF-16"),
+    ("\udcfe\udcff", "UTF-16"),
+)
 ERRORS = "surrogateescape"  # keeps a byte that is not UTF-8, so that the reader of its line names it
 
 
@@ -55,8 +61,9 @@ def read_texts(lines: Iterable[str], name: str, text_field: str | None = None) -
     """
     for number, line in enumerate(lines, start=1):
         if number == 1:
-            if line.startswith(UTF_16_MARKS):
-                raise ValueError(f"{name} is UTF-16; save it as UTF-8, as `iconv -f UTF-16 -t UTF-8` does")
+            for mark, encoding in OTHER_MARKS:
+                if line.startswith(mark):
+                    raise ValueError(f"{name} is {encoding}; save it as UTF-8, as `iconv -f {encoding} -t UTF-8` does")
             line = line.removeprefix(BYTE_ORDER_MARK)
             if not line:  # the mark was all there is
                 return

@@ -186,13 +186,14 @@ def test_a_byte_that_is_not_utf_8_is_named_with_its_file_and_line(
                 texts_of(start + end.join(lines) + end, source, None, tmp_path, monkeypatch)
 
 
-@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
-def test_utf_16_is_told_by_its_byte_order_mark(
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-le", "utf-32-be"])
+def test_utf_16_and_utf_32_are_told_by_their_byte_order_marks(
     source: str, text_field: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoding: str
 ) -> None:
     mark = "\ufeff" if encoding.endswith("e") else ""
+    name = encoding[:6].upper()
     content = (mark + as_bytes(["été", "a"], text_field).decode()).encode(encoding)
-    with pytest.raises(ValueError, match=f"^{source} is UTF-16; save it as UTF-8"):
+    with pytest.raises(ValueError, match=f"^{source} is {name}; save it as UTF-8, as `iconv -f {name} "):
         texts_of(content, source, text_field, tmp_path, monkeypatch)
 
 
@@ -239,7 +240,7 @@ def test_any_bytes_are_lines_of_utf_8_or_refused_with_the_number_of_the_first_th
         assert list(read_texts(lines, "file")) == content.decode().split("\n")[:-1]
         return
     number = is_good.index(False) + 1
-    with pytest.raises(ValueError, match=f"^file, line {number} is not UTF-8|^file is UTF-16"):
+    with pytest.raises(ValueError, match=f"^file, line {number} is not UTF-8|^file is UTF-(16|32)"):
         list(read_texts(lines, "file"))
 
 
@@ -293,6 +294,24 @@ def test_names_of_files_that_are_not_utf_8_are_shown_as_escapes(
     assert "caf\\udce9" in capsys.readouterr().out
     assert main(["encode", str(random_artifact), str(tmp_path / os.fsdecode(b"no\xe9")), "--device", "cpu"]) == 2
     assert "no\\udce9" in capsys.readouterr().err
+    assert main(["score", str(link), "-q", "a", "-p", "b", "--device", "cpu"]) == 2
+    assert "not UTF-8, which ONNX Runtime cannot open; rename it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("output", ["texts.jsonl", "../folder/texts.jsonl", "link.jsonl", "hard.jsonl"])
+def test_the_input_is_never_replaced_by_the_output(
+    random_artifact: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], output: str
+) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    source = folder / "texts.jsonl"
+    source.write_bytes(b'{"text": "a"}\n')
+    (folder / "link.jsonl").symlink_to(source)
+    (folder / "hard.jsonl").hardlink_to(source)
+    command = ["encode", str(random_artifact), str(source), "--text-field", "text", "-o", str(folder / output)]
+    assert main(command) == 2
+    assert "is the input, too, and would be replaced; name another --output" in capsys.readouterr().err
+    assert source.read_bytes() == b'{"text": "a"}\n'
 
 
 # --- streams that are not there, or end early
@@ -313,6 +332,15 @@ def test_closed_streams_are_an_error_that_says_what_to_name(
     assert main(["info", str(random_artifact)]) == 0
 
 
+def test_progress_is_left_out_where_standard_error_is_closed(
+    random_artifact: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stderr", None)
+    assert main(["verify", str(random_artifact), "--precision", "fp32"]) == 0
+    with BGEM3Model.load(random_artifact, "cpu", "fp32") as model:
+        assert len(model.encode(["a"], show_progress=True)) == 1
+
+
 def test_standard_input_is_left_open(random_artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stream = set_stdin(monkeypatch, b"a\n")
     assert main(["encode", str(random_artifact), "--outputs", "dense", "--device", "cpu"]) == 0
@@ -320,7 +348,9 @@ def test_standard_input_is_left_open(random_artifact: Path, monkeypatch: pytest.
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="pipes of POSIX")
-@pytest.mark.parametrize("arguments", [["--help"], ["info", "ARTIFACT", "--json"]], ids=["help", "info"])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["info", "ARTIFACT", "--json"], ["info", "ARTIFACT"]], ids=["help", "json", "table"]
+)
 def test_output_that_nobody_reads_is_no_error(random_artifact: Path, arguments: list[str]) -> None:
     reader, writer = os.pipe()
     os.close(reader)
@@ -329,6 +359,16 @@ def test_output_that_nobody_reads_is_no_error(random_artifact: Path, arguments: 
     with os.fdopen(writer, "wb") as output:
         done = subprocess.run(command, stdout=output, stderr=subprocess.PIPE, check=False, env=os.environ | BUFFERED)
     assert (done.returncode, done.stderr) == (0, b"")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="pipes of POSIX")
+def test_an_error_that_nobody_reads_keeps_its_exit_status() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "bgem3.runtime.cli", "info", "no such folder"]
+    with os.fdopen(writer, "wb") as errors:
+        done = subprocess.run(command, stderr=errors, check=False, env=os.environ | BUFFERED)
+    assert done.returncode == 2
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")

@@ -246,6 +246,25 @@ def test_devices_that_cannot_be_met_are_refused_before_anything_is_exported(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"n_threads": 0}, "n_threads must be a whole number of at least 1 or None, found 0"),
+        ({"n_threads": "2"}, "n_threads must be a whole number of at least 1 or None, found '2'"),
+        ({"precision": "int8", "devices": "cuda"}, "precision='int8' runs on CPU alone, found devices='cuda'"),
+        ({"devices": "cuda:9"}, "device 'cuda:9' was asked for, but"),
+        ({"devices": [9]}, "device 'cuda:9' was asked for, but"),
+    ],
+    ids=str,
+)
+def test_what_no_export_could_help_is_refused_before_it(
+    random_checkpoint: Path, tmp_path: Path, arguments: dict[str, Any], words: str
+) -> None:
+    with pytest.raises((ValueError, RuntimeError), match=words):
+        BGEM3FlagModel(random_checkpoint, cache_dir=tmp_path, **arguments)
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("devices", [["cuda", "cuda:0"], [0, 0], ["cuda:0", 0], np.int64(0)], ids=str)
 def test_one_cuda_device_may_be_written_in_several_ways(random_artifact: Path, devices: Any) -> None:
     if torch.cuda.is_available():

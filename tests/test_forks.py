@@ -121,6 +121,73 @@ def test_a_hundred_processes_forked_under_load_all_exit(random_artifact: Path) -
     assert fork_children(random_artifact, 4, 12, 900) == 120
 
 
+FORKS_WITHIN = """
+import os, signal, sys, threading
+from bgem3.runtime import BGEM3Model
+from bgem3.runtime.session import CpuSession
+
+model = BGEM3Model.load(sys.argv[1], "cpu", "fp32", n_threads=os.cpu_count())
+children = []
+
+def fork():
+    children.append(os.fork())
+
+def texts():
+    yield "a"
+    fork()
+    yield "b"
+
+def within_a_run():
+    "Fork while this thread runs the first of two micro-batches."
+    run = CpuSession._run
+    def run_and_fork(*arguments):
+        arrays = run(*arguments)
+        if not children:
+            fork()
+        return arrays
+    CpuSession._run = run_and_fork
+    model.encode(["word " * 100] * 40)
+
+def within_a_wait():
+    "Fork while this thread waits for another one's run."
+    may_end, begun, run, main = threading.Event(), threading.Event(), CpuSession._run, threading.get_ident()
+    def held_run(*arguments):
+        if threading.get_ident() != main:
+            begun.set()
+            may_end.wait()
+        return run(*arguments)
+    CpuSession._run = held_run
+    def handler(*_):
+        fork()
+        may_end.set()
+    signal.signal(signal.SIGALRM, handler)
+    other = threading.Thread(target=model.encode, args=(["b"],))
+    other.start()
+    begun.wait()
+    signal.setitimer(signal.ITIMER_REAL, 0.1)
+    model.encode(["a"])
+
+action = {"texts": lambda: model.encode(texts()), "run": within_a_run, "wait": within_a_wait}[sys.argv[2]]
+error = None
+try:
+    action()
+except RuntimeError as caught:
+    error = str(caught)
+if children == [0]:
+    os._exit(0 if error and "load the model in the child" in error else 1)
+assert error is None, error
+assert os.waitstatus_to_exitcode(os.waitpid(children[0], 0)[1]) == 0
+"""
+
+
+@needs_fork
+@pytest.mark.parametrize("place", ["texts", "run", "wait"])
+def test_a_process_that_was_forked_within_encode_refuses_to_go_on(random_artifact: Path, place: str) -> None:
+    arguments = [sys.executable, "-c", FORKS_WITHIN, str(random_artifact), place]
+    process = subprocess.run(arguments, capture_output=True, text=True, timeout=60, check=False)
+    assert process.returncode == 0, process.stderr
+
+
 @pytest.fixture(scope="module", params=["BGEM3Model", "BGEM3FlagModel"])
 def any_model(request: pytest.FixtureRequest, demo_artifact: Path) -> BGEM3Model | BGEM3FlagModel:
     if request.param == "BGEM3Model":

@@ -77,7 +77,7 @@ def test_an_interrupt_at_any_step_of_a_call_leaves_the_others_their_results(
             break
     else:
         raise AssertionError("the call has no end")
-    assert n_steps > 100
+    assert n_steps > 30  # Python 3.12 and later trace fewer steps than 3.11
 
 
 def test_an_interrupt_at_any_step_of_waiting_for_workers_leaves_them_to_others() -> None:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from bgem3.runtime import BGEM3Model
+from bgem3.runtime import session as session_module
 from bgem3.runtime.cpus import available_cpus
 from bgem3.runtime.packing import PackedBatch, join
 from bgem3.runtime.session import SHARED_TOKENS, Arrays, CpuSession, Output
@@ -202,6 +203,34 @@ def test_queries_of_many_threads_share_passes_and_keep_their_values(
         np.testing.assert_array_equal(of_dense.dense, expected.dense)
         np.testing.assert_array_equal(ours.multivector.packed, expected.multivector.packed)
         assert abs(ours.sparse - expected.sparse).max() == 0
+
+
+class AlarmError(RuntimeError):
+    """What a program's signal handler raises."""
+
+
+@pytest.mark.parametrize("kind", [AlarmError, RuntimeError, ValueError])
+def test_no_exception_of_a_signal_handler_is_taken_for_a_failed_run(
+    random_artifact: Path, monkeypatch: pytest.MonkeyPatch, kind: type[Exception]
+) -> None:
+    check, may_go_on = session_module.check_arrays, threading.Event()
+
+    def alarmed(arrays: Arrays, *arguments: Any) -> None:
+        assert may_go_on.wait(SECONDS)
+        if len(arrays["dense"]) > 1:
+            raise kind("alarm")  # as a handler would here, in the thread that runs the group
+        check(arrays, *arguments)
+
+    with BGEM3Model.load(random_artifact, "cpu", n_threads=available_cpus()) as model:
+        session = model._session
+        assert isinstance(session, CpuSession)
+        monkeypatch.setattr(session_module, "check_arrays", alarmed)
+        with ThreadPoolExecutor(3) as pool:
+            calls = [pool.submit(model.encode, ["text"]) for _ in range(3)]
+            wait_until(lambda: n_waiting(session._shared_runs) == 2)
+            may_go_on.set()
+            errors = [call.exception(SECONDS) for call in calls]
+    assert [str(error) for error in errors if error] == ["alarm"]
 
 
 def test_a_token_budget_bounds_what_callers_share(random_artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
