@@ -51,9 +51,9 @@ def find_checkpoint(source: str | Path, cache_dir: str | Path | None = None, hea
     headless = missing_heads(folder, heads)
     if headless:
         found = f"{source} has no {' and no '.join(headless)}"
-        reason = explain_missing(folder, headless)
-        if reason:
-            raise CheckpointError(f"{found}{reason}")
+        explained = explain_missing(folder, headless)
+        if explained:
+            raise CheckpointError(f"{found}{explained}")
         place = "" if is_folder else _explain_snapshot(folder)
         raise CheckpointError(f"{found}{place}; {_ways_without(source, headless)}")
     return folder
