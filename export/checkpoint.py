@@ -19,6 +19,7 @@ from bgem3.export.heads import load_head
 from bgem3.export.stored_tensors import read_weights
 from bgem3.runtime.artifact import OUTPUTS, ModelSpec, Output, sha256_of
 from bgem3.runtime.source import CheckpointError, checkpoint_files, find_checkpoint, find_heads
+from bgem3.runtime.tokenizer import load_tokenizer
 
 HEAD_FILE = {"sparse": "sparse_linear.pt", "multivector": "colbert_linear.pt"}
 """Each trained head's file, by its output; the dense one has none."""
@@ -152,12 +153,11 @@ def read_tokenizer_file(folder: Path) -> bytes:
 def _load_tokenizer(folder: Path) -> Tokenizer:
     _check_tokenizer_code(folder)
     try:
-        tokenizer = Tokenizer.from_buffer(read_tokenizer_file(folder))
-    except Exception as error:  # tokenizers raises bare Exception for every malformed file
-        raise CheckpointError(f"cannot read the tokenizer in {folder} ({error}); get the checkpoint again") from error
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
-    return tokenizer
+        return load_tokenizer(folder / "tokenizer.json")
+    except ValueError as error:
+        raise CheckpointError(
+            f"cannot read the tokenizer in {folder}: tokenizer.json {error}; get the checkpoint again"
+        ) from error
 
 
 def _check_tokenizer_code(folder: Path) -> None:

@@ -1,5 +1,6 @@
 """Texts to token ids, with the checkpoint's own tokenizer.json."""
 
+import codecs
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -96,7 +97,7 @@ class TextTokenizer:
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
-    """Read a tokenizer.json; the padding and truncation that are stored in it are not applied.
+    """Read a tokenizer.json, with or without a byte order mark. Stored padding and truncation are not applied.
 
     Raises
     ------
@@ -106,7 +107,7 @@ def load_tokenizer(path: Path) -> Tokenizer:
     if not path.is_file():
         raise ValueError("is not a regular file")
     try:
-        tokenizer = Tokenizer.from_file(str(path))
+        tokenizer = Tokenizer.from_buffer(path.read_bytes().removeprefix(codecs.BOM_UTF8))
     except Exception as error:  # tokenizers raises bare Exception for every malformed file
         raise ValueError(f"is not a tokenizer file ({error})") from None
     tokenizer.no_truncation()
