@@ -136,13 +136,6 @@ def work(i):
             n_seen[i] += 1
     encode(i)
 
-def count_dropped(unraisable):  # an interrupt that falls into a destructor, where Python itself drops it
-    sys.__unraisablehook__(unraisable)
-    if unraisable.exc_type is KeyboardInterrupt:
-        i = 0 if threading.current_thread() is threading.main_thread() else threads.index(threading.current_thread())
-        n_seen[i] += 1
-        may_interrupt[i].put(None)
-
 def interrupt():
     try:
         interrupt_all()
@@ -164,7 +157,7 @@ def interrupt_all():
         allowed.get(timeout=60)  # every interrupt has come, and every thread encodes again
 
 threads = [None, *(threading.Thread(target=work, args=(i,)) for i in (1, 2, 3))]
-sys.unraisablehook = count_dropped
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job inherits it as ignored
 for thread in threads[1:]:
     thread.start()
 interrupter = threading.Thread(target=interrupt)
