@@ -1,4 +1,4 @@
-"""Which files a checkpoint has, and what is wrong with a folder that lacks one. Needs no torch."""
+"""The files of a checkpoint, and the explanation of what a folder lacks. Needs no torch."""
 
 import hashlib
 import json

@@ -37,7 +37,7 @@ INPUTS: dict[str, dict[str, Value]] = {
     "native": {**ROWS, "cu_seqlens": (INT64, (None,))},
     "cuda": {**ROWS, "cu_seqlens": (INT32, (None,)), "token_offset": (INT32, (None, None))},
 }
-"""What each kind of graph is fed (`bgem3.runtime.packing`)."""
+"""The inputs of each kind of graph (made by `bgem3.runtime.packing`)."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -184,7 +184,7 @@ class HybridSearcher:
             is_there = known is not None and all((place / name).is_dir() for name in known)
             kept = known if known and is_there else []
             parts: list[Arrays | str] = [*kept, *(segment.arrays() for segment in segments[len(kept) :])]
-            save_parts(place, KIND, parts, {"n_passages": sum(len(segment.ids) for segment in segments)}, known)
+            save_parts(place, KIND, parts, {"n_passages": _n_passages(segments)}, known)
             saved = HybridSearcher.open(place)
             with self._lock:
                 self._saved = self._saved | saved._saved

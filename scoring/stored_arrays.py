@@ -1,4 +1,4 @@
-"""Arrays that come from a file, each checked when it is taken: dtype, rank, lengths, order and range.
+"""Arrays read from a file. Each is checked when it is taken: its dtype, rank, lengths, order and range.
 
 SciPy and the scores trust these properties: an index out of range would write outside of an array. Values are not read
 where that would read a whole corpus: a search refuses scores that are NaN, and postings that name no passage.
