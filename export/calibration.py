@@ -8,9 +8,9 @@ import torch
 from tqdm import tqdm
 
 from bgem3.export.checkpoint import Checkpoint
+from bgem3.export.gptq import round_weight
 from bgem3.export.quantization import Array, QuantizedWeight, dequantized_rows, groups, parts
 from bgem3.export.reference import last_states
-from bgem3.export.rounding import round_weight
 from bgem3.export.smoothing import Smoothing
 
 ROWS_PER_TEXT = 32  # kept of each text's input, evenly spaced

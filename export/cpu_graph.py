@@ -38,7 +38,7 @@ from bgem3.export.graph import ROW_INPUTS, TOKEN_INPUTS, Graph, make_model, outp
 from bgem3.export.quantization import LARGEST, SMALLEST_SCALE, ZERO_POINT, parts, zero_point
 from bgem3.export.weights import WeightsFile
 from bgem3.runtime.artifact import ModelSpec
-from bgem3.runtime.session import LONGEST_MASKED, PROBE_SIZE
+from bgem3.runtime.cpu_session import LONGEST_MASKED, PROBE_SIZE
 
 INPUTS = {
     **TOKEN_INPUTS,
@@ -76,7 +76,7 @@ def build_cpu_graph(spec: ModelSpec, weights: WeightsFile) -> onnx.ModelProto:
 
 
 def build_probe() -> onnx.ModelProto:
-    """Build the product, as the int8 graph has it, that `bgem3.runtime.session.product_settings` tries."""
+    """Build the product, as the int8 graph has it, that `bgem3.runtime.cpu_session.product_settings` tries."""
     initializers: dict[str, NDArray[Any]] = {
         "weight": np.full((PROBE_SIZE, 16), LARGEST, np.int8),
         "weight_scales": np.ones(16, np.float32),

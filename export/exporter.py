@@ -36,10 +36,10 @@ from bgem3.runtime.artifact import (
     is_artifact,
     sha256_of,
 )
-from bgem3.runtime.native import NATIVE_GRAPH
+from bgem3.runtime.cpu_session import import_onnxruntime
+from bgem3.runtime.custom_ops import NATIVE_GRAPH
 from bgem3.runtime.parity import ParityError, Reference, check_graphs, check_parity
-from bgem3.runtime.portable import PORTABLE, check_portable
-from bgem3.runtime.session import import_onnxruntime
+from bgem3.runtime.portable_graph import PORTABLE, check_portable
 from bgem3.scoring.atomic_files import recover, whole_folder
 
 DTYPES: dict[str, type[np.float16] | type[np.float32]] = {"fp16": np.float16, "fp32": np.float32}

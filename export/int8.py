@@ -15,17 +15,17 @@ from bgem3.export.checkpoint import Checkpoint
 from bgem3.export.cpu_graph import build_cpu_graph, build_probe
 from bgem3.export.graph import save_graph
 from bgem3.export.native_graph import build_native_graph
-from bgem3.export.quality import BOUNDS, compare_quality, quality_reference
+from bgem3.export.quality_gate import BOUNDS, compare_quality, quality_reference
 from bgem3.export.quantization import Array, QuantizedWeight, groups, parts, quantize_weight
 from bgem3.export.sensitivity import output_sensitivities
 from bgem3.export.smoothing import fit_smoothings, smooth
 from bgem3.export.weights import WeightsFile, encoder_tensors
 from bgem3.runtime.artifact import Artifact
+from bgem3.runtime.cpu_session import PROBE
+from bgem3.runtime.custom_ops import NATIVE_GRAPH
 from bgem3.runtime.device import open_encoder
 from bgem3.runtime.model import BGEM3Model
-from bgem3.runtime.native import NATIVE_GRAPH
 from bgem3.runtime.parity import ParityError, missed_bounds
-from bgem3.runtime.session import PROBE
 from bgem3.scoring import Embeddings
 
 FILE = "int8/cpu.onnx"

@@ -22,7 +22,7 @@ from bgem3.runtime.artifact import ModelSpec
 
 N_STEPS = 60
 STEP_SIZE = 0.06  # of a logarithm of a factor, falling to 0
-WEIGHT_SHARE = 0.2  # of the weights' rounding error, most of which `bgem3.export.rounding` takes away
+WEIGHT_SHARE = 0.2  # of the weights' rounding error, most of which `bgem3.export.gptq` takes away
 WHOLE_ROW_SHARE = 0.08  # of rows, for the graph that quantizes them whole, beside the one that does so in blocks
 SMALLEST = 1e-6  # keeps channels that are always or multiplied by 0 finite
 FACTORS_ALONE = (".attention_output", ".output")  # groups without shifts

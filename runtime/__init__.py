@@ -1,9 +1,8 @@
 """BGE-M3 at run time: texts in, three kinds of embeddings and four scores out, with no torch."""
 
 from bgem3.runtime.artifact import ArtifactError
-from bgem3.runtime.cuda import DeviceMemoryError
-from bgem3.runtime.flag import BGEM3FlagModel
-from bgem3.runtime.flag_auto import FlagAutoModel
+from bgem3.runtime.cuda_session import DeviceMemoryError
+from bgem3.runtime.flagembedding import BGEM3FlagModel, FlagAutoModel
 from bgem3.runtime.model import BGEM3Model
 from bgem3.runtime.parity import ParityError
 from bgem3.runtime.source import CheckpointError

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from bgem3.runtime import cuda
+from bgem3.runtime import cuda_session as cuda
 from bgem3.runtime.artifact import OUTPUTS, is_artifact, read_artifact
 from bgem3.runtime.bench_contest import rows_of
 from bgem3.runtime.bench_environments import PythonFinder
@@ -20,7 +20,7 @@ from bgem3.runtime.cpus import available_cpus
 from bgem3.runtime.device import check_device, device_number, require_cuda
 from bgem3.runtime.model import BGEM3Model
 from bgem3.runtime.parity import Reference
-from bgem3.runtime.portable import PORTABLE
+from bgem3.runtime.portable_graph import PORTABLE
 from bgem3.runtime.source import find_checkpoint
 
 
@@ -204,10 +204,10 @@ def _make_artifact(
     if checkpoint is None:
         checkpoint = folder / "checkpoint"
         if not (checkpoint / "tokenizer_config.json").is_file():  # written last
-            maker = importlib.import_module("bgem3.export.random_checkpoint")
+            maker = importlib.import_module("scripts.make_random_checkpoint")
             maker.make_full_size(folder, tokenizer, layers=layers, hidden=hidden)
         # Random weights have no quality to lose; layers that the gate keeps in float32 would hide int8's speed.
-        importlib.import_module("bgem3.export.quality").BOUNDS.clear()
+        importlib.import_module("bgem3.export.quality_gate").BOUNDS.clear()
     export.export_model(
         checkpoint,
         artifact,

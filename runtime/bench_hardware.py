@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from bgem3.runtime import cuda
+from bgem3.runtime import cuda_session as cuda
 from bgem3.runtime.bench_peer_files import cpu_flags
 from bgem3.runtime.bench_report import attempt, is_missing, not_run
 from bgem3.runtime.device import device_number

@@ -17,9 +17,9 @@ from typing import Any
 from bgem3.runtime.artifact import read_artifact
 from bgem3.runtime.bench_hardware import device_memory_mib
 from bgem3.runtime.bench_workload import ExactTexts, random_lengths
+from bgem3.runtime.cpu_session import CpuSession
 from bgem3.runtime.model import BGEM3Model
 from bgem3.runtime.parity import Reference
-from bgem3.runtime.session import CpuSession
 
 KERNEL_LOG = {"ORT_ENABLE_ATTENTION_KERNEL_DEBUG_INFO": "1"}  # read when a session is made
 MARK = "encoding a text of tokens:"

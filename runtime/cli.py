@@ -17,11 +17,11 @@ from tqdm import tqdm
 
 from bgem3.runtime import bench_command
 from bgem3.runtime.artifact import PRECISIONS, read_artifact
+from bgem3.runtime.cpu_session import OUTPUTS
 from bgem3.runtime.model import DEFAULT_WEIGHTS, BGEM3Model
 from bgem3.runtime.parity import Reference, check_graphs, check_parity
-from bgem3.runtime.portable import PORTABLE, check_portable
-from bgem3.runtime.published import HUB_ID, compare_published, missed_published
-from bgem3.runtime.session import OUTPUTS
+from bgem3.runtime.portable_graph import PORTABLE, check_portable
+from bgem3.runtime.published_values import HUB_ID, compare_published, missed_published
 from bgem3.runtime.text_lines import open_lines, read_texts
 from bgem3.runtime.tokenizer import cut_texts
 from bgem3.runtime.writers import check_suffix, write_file, write_jsonl

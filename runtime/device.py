@@ -3,12 +3,12 @@
 import logging
 import re
 
-from bgem3.runtime import cuda
+from bgem3.runtime import cuda_session as cuda
 from bgem3.runtime.artifact import Artifact
+from bgem3.runtime.cpu_session import PROBE, CpuSession, choose_graph
 from bgem3.runtime.cpus import available_cpus
-from bgem3.runtime.cuda import CudaSession
+from bgem3.runtime.cuda_session import CudaSession
 from bgem3.runtime.graph_file import check_graph, check_locations
-from bgem3.runtime.session import PROBE, CpuSession, choose_graph
 
 INSTALL = (
     "on a machine where `nvidia-smi` shows the device, `pip uninstall onnxruntime` and then `pip install 'bgem3[gpu]'` "

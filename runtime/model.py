@@ -12,11 +12,11 @@ import numpy as np
 from tqdm import tqdm
 
 from bgem3.runtime.artifact import Artifact, ArtifactError, ModelSpec, read_artifact
-from bgem3.runtime.assembly import Assembly
+from bgem3.runtime.cpu_session import CLOSED, OUTPUTS, Arrays, Finish, Output
 from bgem3.runtime.device import EncoderSession, open_encoder
 from bgem3.runtime.forks import check_process
 from bgem3.runtime.packing import PackedBatch, pack, plan_batches
-from bgem3.runtime.session import CLOSED, OUTPUTS, Arrays, Finish, Output
+from bgem3.runtime.results import Assembly
 from bgem3.runtime.tokenizer import TextTokenizer, check_texts, cut_texts, rows_of
 from bgem3.scoring import (
     Embeddings,

@@ -10,11 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
-from bgem3.runtime import cuda, native
+from bgem3.runtime import cuda_session as cuda
+from bgem3.runtime import custom_ops as native
 from bgem3.runtime.artifact import Artifact, ArtifactError
+from bgem3.runtime.custom_ops import NATIVE_GRAPH
 from bgem3.runtime.device import open_encoder
 from bgem3.runtime.model import BGEM3Model
-from bgem3.runtime.native import NATIVE_GRAPH
 from bgem3.scoring import Embeddings
 
 REFERENCE_FILE = "reference.npz"

@@ -10,7 +10,7 @@ import weakref
 from collections.abc import Callable, Iterable
 from queue import Empty, SimpleQueue
 
-from bgem3.runtime.session import CLOSED
+from bgem3.runtime.cpu_session import CLOSED
 
 RECHECK_SECONDS = 0.2  # how soon a caller notices that the workers have ended
 

@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from bgem3.scoring.widening import as_float32
+from bgem3.scoring.float32 import as_float32
 
 ROWS_PER_BLOCK = 2048  # passages converted at once, if they are not float32
 

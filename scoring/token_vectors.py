@@ -6,8 +6,8 @@ from typing import Any, Literal, TypeAlias, get_args, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from bgem3.scoring.float32 import ROWS_PER_STEP, as_float32
 from bgem3.scoring.stored_arrays import FLOATS, StoredArrays, wrong_offsets
-from bgem3.scoring.widening import ROWS_PER_STEP, as_float32
 
 Storage: TypeAlias = Literal["float32", "float16", "int8"]
 """How multi-vectors are kept. Scores are computed in float32 from each."""

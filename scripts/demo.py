@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from bgem3.runtime import BGEM3Model
-from bgem3.runtime.cache import find_or_export
+from bgem3.runtime.export_cache import find_or_export
 
 QUERIES = ["What is BGE M3?", "Defination of BM25"]
 PASSAGES = [
@@ -47,8 +47,9 @@ def show(artifact: Path, console: Console) -> None:
 
 def export_built_in(folder: Path) -> Path:
     """Make the built-in checkpoint and export it; return the artifact folder."""
+    from make_demo_checkpoint import make_demo_checkpoint
+
     from bgem3.export import export_model  # here, because torch takes seconds to import
-    from bgem3.export.demo_checkpoint import make_demo_checkpoint
 
     artifact = folder / "artifact"
     export_model(make_demo_checkpoint(folder / "checkpoint"), artifact)

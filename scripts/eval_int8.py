@@ -25,11 +25,11 @@ from rich.console import Console
 from rich.table import Table
 
 from bgem3.export import export_model
-from bgem3.export.quality import BOUNDS, compare_quality, question_scores
+from bgem3.export.quality_gate import BOUNDS, compare_quality, question_scores
 from bgem3.runtime import BGEM3Model, Embeddings
 from bgem3.runtime.artifact import Artifact, read_artifact
+from bgem3.runtime.cpu_session import PROBE
 from bgem3.runtime.device import open_encoder
-from bgem3.runtime.session import PROBE
 
 SCORES = ("dense", "sparse", "multivector", "hybrid")
 METRICS = ("recall_at_1", "mrr_at_10")

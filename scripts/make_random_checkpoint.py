@@ -1,26 +1,114 @@
-"""Make a checkpoint with seeded random weights: see `bgem3.export.random_checkpoint`.
+"""A BGE-M3-format checkpoint with seeded random weights, of BGE-M3's size or smaller.
+
+Random weights say nothing of quality; they serve to measure size, speed, memory and parity.
 
 usage: python scripts/make_random_checkpoint.py TOKENIZER_JSON OUT_DIR [--seed N] [--layers N] [--hidden N] ...
 """
 
 import argparse
+import json
+import shutil
 from pathlib import Path
 
-from bgem3.export.random_checkpoint import make_random_checkpoint
+import torch
+from tokenizers import Tokenizer
+from transformers import XLMRobertaConfig, XLMRobertaModel
+
+BGE_M3_VOCABULARY = 250002
+SPECIAL_TOKENS = {
+    "bos_token": "<s>",
+    "cls_token": "<s>",
+    "eos_token": "</s>",
+    "sep_token": "</s>",
+    "pad_token": "<pad>",
+    "unk_token": "<unk>",
+    "mask_token": "<mask>",
+}
+
+
+def make_random_checkpoint(
+    tokenizer_json: str | Path,
+    folder: str | Path,
+    *,
+    seed: int = 0,
+    hidden: int = 1024,
+    layers: int = 24,
+    heads: int = 16,
+    intermediate: int = 4096,
+    max_length: int = 8192,
+    weight_std: float = 0.02,
+    multivector: int | None = None,
+    vocabulary: int | None = None,
+) -> Path:
+    """Write the checkpoint.
+
+    Parameters
+    ----------
+    tokenizer_json : a tokenizer in BGE-M3's form, copied into the folder
+    vocabulary : embedded tokens, None for the tokenizer's own number; may be more than that
+    multivector : width of the multi-vectors, None for ``hidden``
+    weight_std : standard deviation of the weights; a small model needs more than 0.02 to tell texts apart
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer = Tokenizer.from_file(str(tokenizer_json))
+    pad_id = tokenizer.token_to_id("<pad>")
+    config = XLMRobertaConfig(
+        vocab_size=vocabulary or tokenizer.get_vocab_size(),
+        hidden_size=hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        intermediate_size=intermediate,
+        max_position_embeddings=max_length + pad_id + 1,
+        type_vocab_size=1,
+        layer_norm_eps=1e-5,
+        pad_token_id=pad_id,
+        bos_token_id=tokenizer.token_to_id("<s>"),
+        eos_token_id=tokenizer.token_to_id("</s>"),
+        initializer_range=weight_std,
+    )
+    torch.manual_seed(seed)
+    model = XLMRobertaModel(config, add_pooling_layer=False)
+    for parameter in model.parameters():  # biases and LayerNorms too: zeros and ones would hide mistakes
+        if parameter.ndim == 1:
+            torch.nn.init.normal_(parameter, mean=float(parameter.data.mean()), std=weight_std)
+    model.save_pretrained(folder)
+    for name, n_outputs in (("sparse_linear", 1), ("colbert_linear", multivector or hidden)):
+        head = torch.nn.Linear(hidden, n_outputs)
+        torch.save(head.state_dict(), folder / f"{name}.pt")
+    if Path(tokenizer_json).resolve() != (folder / "tokenizer.json").resolve():
+        shutil.copyfile(tokenizer_json, folder / "tokenizer.json")
+    settings = {"tokenizer_class": "XLMRobertaTokenizer", "model_max_length": max_length, **SPECIAL_TOKENS}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=1), encoding="utf-8")
+    return folder
+
+
+def make_full_size(folder: str | Path, tokenizer_json: str | Path, *, layers: int = 24, hidden: int = 1024) -> Path:
+    """Write a random checkpoint of BGE-M3's size, into ``folder / "checkpoint"``, and return where it is.
+
+    Parameters
+    ----------
+    tokenizer_json : a tokenizer in BGE-M3's form; it may know fewer tokens than the model embeds
+    layers, hidden : fewer, for a model of BGE-M3's shape that is quick to make; heads stay 64 wide
+    """
+    return make_random_checkpoint(
+        tokenizer_json,
+        Path(folder) / "checkpoint",
+        hidden=hidden,
+        layers=layers,
+        heads=max(1, hidden // 64),
+        intermediate=4 * hidden,
+        vocabulary=BGE_M3_VOCABULARY,
+    )
 
 
 def main() -> None:
     """Read the command line and write the checkpoint."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = argparse.ArgumentParser(description="Make a checkpoint of seeded random weights, of BGE-M3's size.")
     parser.add_argument("tokenizer_json", type=Path)
     parser.add_argument("folder", type=Path)
-    for name, default in (
-        ("seed", 0),
-        ("hidden", 1024),
-        ("layers", 24),
-        ("heads", 16),
-        ("intermediate", 4096),
-    ):
+    sizes = {"seed": 0, "hidden": 1024, "layers": 24, "heads": 16, "intermediate": 4096}
+    for name, default in sizes.items():
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--vocabulary", type=int, help="default: the tokenizer's own")
     parser.add_argument("--max-length", type=int, default=8192)

@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from bgem3.export import export_model
-from bgem3.export.demo_checkpoint import make_demo_checkpoint
-from bgem3.export.random_checkpoint import make_random_checkpoint as make_random
 from bgem3.runtime import BGEM3Model
+from scripts.make_demo_checkpoint import make_demo_checkpoint
+from scripts.make_random_checkpoint import make_random_checkpoint as make_random
+from tests.paths import ROOT, SHARED
 
-ROOT = Path(__file__).parent.parent
-SHARED_TOKENIZER = ROOT.parent / "shared/data/xlm-roberta-tokenizer/tokenizer.json"
+SHARED_TOKENIZER = SHARED / "data/xlm-roberta-tokenizer/tokenizer.json"
 
 
 def _load_script(name: str) -> ModuleType:

@@ -511,7 +511,9 @@ def test_a_hub_id_that_cannot_be_downloaded_is_refused(tmp_path: Path, monkeypat
 def test_a_checkpoint_without_the_export_extra_says_what_to_run(
     random_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bgem3.runtime.cache.importlib.util.find_spec", lambda name: None if name == "torch" else name)
+    monkeypatch.setattr(
+        "bgem3.runtime.export_cache.importlib.util.find_spec", lambda name: None if name == "torch" else name
+    )
     words = (
         f"{re.escape(str(random_checkpoint))} is a checkpoint",
         "needs torch",

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.comparison import TOLERANCES, assert_same
+from tests.runtime.flagembedding.comparison import TOLERANCES, assert_same
 
 # CHECKPOINT and USE_FP16 are given from outside; the rest follows section 2 of the tutorial call by call.
 TUTORIAL = """
@@ -71,7 +71,7 @@ def test_the_tutorial_gives_the_same_results_with_only_the_import_line_changed(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr("bgem3.runtime.cache.user_cache_path", lambda name: tmp_path / name)
+    monkeypatch.setattr("bgem3.runtime.export_cache.user_cache_path", lambda name: tmp_path / name)
     reference = run_tutorial("from FlagEmbedding import BGEM3FlagModel", demo_checkpoint, precision)
     reference_prints = capsys.readouterr().out
     ours = run_tutorial("from bgem3.runtime import BGEM3FlagModel", demo_checkpoint, precision)

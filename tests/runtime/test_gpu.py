@@ -1,0 +1,194 @@
+"""What only a CUDA device can show: `pytest -m gpu`, with the gpu, export and test extras."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+
+from bgem3.export import export_model
+from bgem3.export.reference import SENTENCES
+from bgem3.runtime import BGEM3Model, DeviceMemoryError
+from bgem3.runtime import cuda_session as cuda
+from bgem3.runtime.artifact import read_artifact
+from bgem3.runtime.bench_probe import attention_kernels
+from bgem3.runtime.cpu_session import OUTPUTS
+from bgem3.runtime.cuda_session import CudaSession
+from bgem3.runtime.packing import pack
+from bgem3.runtime.parity import Reference, check_parity
+from tests.paths import ROOT
+
+LENGTHS = (16, 128, 512, 2048, 8192)
+TEXTS = [*SENTENCES, *(" ".join(SENTENCES[:n]) for n in range(2, 12))]
+MIB = 1 << 20
+REAL_WEIGHTS = ROOT / "checkpoints/real"  # put one there to have it tested
+
+pytestmark = pytest.mark.gpu
+
+
+@pytest.fixture(scope="module", autouse=True)
+def device() -> None:
+    reason = cuda.why_unavailable()
+    if reason:
+        pytest.skip(reason)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(
+    demo_checkpoint: Path, make_random_checkpoint: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """BGE-M3's head size and lengths, four layers of it."""
+    return make_random_checkpoint(
+        demo_checkpoint / "tokenizer.json",
+        tmp_path_factory.mktemp("gpu"),
+        hidden=256,
+        layers=4,
+        heads=4,
+        intermediate=1024,
+        weight_std=0.05,
+    )
+
+
+@pytest.fixture(scope="module")
+def artifact(checkpoint: Path, export_to_folder: Callable[..., Path]) -> Path:
+    return export_to_folder(checkpoint, ("fp16", "fp32"))
+
+
+@pytest.fixture(scope="module")
+def model(artifact: Path) -> Iterator[BGEM3Model]:
+    with BGEM3Model.load(artifact, "cuda", "fp16") as loaded:
+        yield loaded
+
+
+def bytes_in_use() -> int:
+    free, total = cuda.device_memory(cuda.import_cudart(), 0)
+    return total - free
+
+
+def session_of(model: BGEM3Model) -> CudaSession:
+    assert isinstance(model._session, CudaSession)
+    return model._session
+
+
+def test_the_export_verified_every_cuda_graph_on_the_device(artifact: Path) -> None:
+    parity = read_artifact(artifact).manifest["parity"]
+    assert {file for file, report in parity.items() if "dense_min_cosine" in report} == {
+        f"{precision}/{device}.onnx" for precision in ("fp16", "fp32") for device in ("cpu", "cuda")
+    }
+
+
+@pytest.mark.parametrize("precision", ["fp16", "fp32"])
+def test_parity_with_pytorch_up_to_8192_tokens(artifact: Path, precision: str) -> None:
+    with BGEM3Model.load(artifact, "cuda", precision) as loaded:
+        report = check_parity(loaded, Reference.load(artifact))
+    assert report["n_tokens"] > 8192
+    assert_parity(report, precision)
+
+
+def assert_parity(report: dict[str, Any], precision: str) -> None:
+    if precision == "fp32":
+        for head in ("dense", "sparse", "multivector"):
+            assert report[f"{head}_max_difference"] <= 1e-4, report
+    assert report["dense_min_cosine"] >= 0.9999, report
+    assert report["multivector_min_cosine"] >= 0.9999, report
+    assert report["sparse_max_difference"] <= 2e-3, report
+
+
+@pytest.mark.parametrize("precision", ["fp16", "fp32"])
+def test_every_node_runs_on_the_device(artifact: Path, tmp_path: Path, precision: str) -> None:
+    """A profile names the provider of every kernel that ran, copies between devices included."""
+    read = read_artifact(artifact)
+    cuda.preload_libraries()
+    options = onnxruntime.SessionOptions()
+    options.enable_profiling = True
+    options.profile_file_prefix = str(tmp_path / "profile")
+    for key, value in cuda.SETTINGS.items():
+        options.add_session_config_entry(key, value)
+    provider = ("CUDAExecutionProvider", cuda.provider_options(0))
+    session = onnxruntime.InferenceSession(artifact / precision / "cuda.onnx", options, providers=[provider])
+    with BGEM3Model.load(artifact, "cpu") as loaded:
+        batch = pack(loaded.tokenizer(TEXTS, 8192), np.arange(len(TEXTS)), read.spec.pad_id)
+    session.run(list(OUTPUTS), cuda.packed_feeds(batch, OUTPUTS))
+    events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+    ran = [event["args"] for event in events if event["name"].endswith("_kernel_time")]
+    assert sum(arguments["op_name"] == "PackedMultiHeadAttention" for arguments in ran) == read.spec.n_layers
+    assert {arguments["provider"] for arguments in ran} == {"CUDAExecutionProvider"}
+    assert not any("Memcpy" in arguments["op_name"] for arguments in ran)
+
+
+def test_attention_is_flash_at_every_length(artifact: Path) -> None:
+    load = {"folder": artifact, "device": "cuda", "precision": "fp16"}
+    for length, found in attention_kernels(load, LENGTHS, timeout=300).items():
+        assert list(found["n_nodes"]) == ["PackedMultiHeadAttention fp16 FLASH_ATTENTION"], (length, found)
+
+
+def test_a_text_alone_equals_the_text_in_any_company(model: BGEM3Model) -> None:
+    together = model.encode([*TEXTS, "honey " * 3000])
+    for i in (0, 7, len(TEXTS) - 1):
+        alone = model.encode([TEXTS[i]])
+        np.testing.assert_allclose(alone.dense[0], together.dense[i], atol=2e-3)
+        np.testing.assert_allclose(alone.multivector[0], together.multivector[i], atol=5e-3)
+
+
+def test_captured_graphs_give_what_the_session_gives_without_them(artifact: Path, model: BGEM3Model) -> None:
+    with BGEM3Model.load(artifact, "cuda", "fp16", cuda_graphs=True) as captured:
+        for _ in range(3):  # capture, then replay
+            for text in ("", "What is BM25?", "honey " * 30, "honey " * 60, *SENTENCES[:5]):
+                found, expected = captured.encode([text]), model.encode([text])
+                np.testing.assert_allclose(found.dense, expected.dense, atol=2e-3)
+                np.testing.assert_allclose(found.multivector.packed, expected.multivector.packed, atol=5e-3)
+                assert abs(found.sparse - expected.sparse).max() <= 5e-3
+        np.testing.assert_allclose(captured.encode(TEXTS).dense, model.encode(TEXTS).dense, atol=2e-3)
+
+
+def test_too_little_memory_halves_micro_batches_and_names_a_text_too_long(artifact: Path, model: BGEM3Model) -> None:
+    limit = (artifact / "fp16/weights.bin").stat().st_size + 64 * MIB
+    long_text = "honey " * 8000
+    texts = ["honey " * 400] * 200
+    with BGEM3Model.load(artifact, "cuda", "fp16", device_memory_limit=limit, token_budget=1024) as small:
+        session_of(small).token_budget = 1 << 20
+        np.testing.assert_allclose(small.encode(texts).dense, model.encode(texts).dense, atol=2e-3)
+        assert session_of(small).token_budget < 80400
+    with (
+        BGEM3Model.load(artifact, "cuda", "fp16", device_memory_limit=limit - 56 * MIB, token_budget=64) as small,
+        pytest.raises(DeviceMemoryError, match="on one text of 8"),
+    ):
+        small.encode([long_text])
+
+
+def test_memory_does_not_grow_over_2000_micro_batches_of_random_shapes(model: BGEM3Model) -> None:
+    rng = np.random.default_rng(0)
+    in_use = []
+    for _ in range(2000):
+        lengths = rng.integers(1, 700, rng.integers(1, 24))
+        model.encode(["honey " * length for length in lengths], ("dense",))
+        in_use.append(bytes_in_use())
+    assert in_use[-1] - in_use[99] <= 64 * MIB
+
+
+def test_closing_gives_the_devices_memory_back(artifact: Path) -> None:
+    BGEM3Model.load(artifact, "cuda").close()  # what the libraries keep
+    before = bytes_in_use()
+    BGEM3Model.load(artifact, "cuda").close()
+    assert bytes_in_use() - before <= 64 * MIB
+
+
+def test_parity_of_a_full_size_model(
+    demo_checkpoint: Path, make_random_checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
+    source = make_random_checkpoint(demo_checkpoint / "tokenizer.json", tmp_path / "checkpoint", vocabulary=250002)
+    assert_parity_of_every_precision(export_model(source, tmp_path / "artifact", ("fp16", "fp32")))
+
+
+def test_parity_with_real_weights(tmp_path: Path) -> None:
+    if not (REAL_WEIGHTS / "config.json").is_file():
+        pytest.skip(f"no checkpoint with real weights in {REAL_WEIGHTS}")
+    assert_parity_of_every_precision(export_model(REAL_WEIGHTS, tmp_path / "artifact", ("fp16", "fp32")))
+
+
+def assert_parity_of_every_precision(manifest: dict[str, Any]) -> None:
+    for precision in ("fp16", "fp32"):
+        assert_parity(manifest["parity"][f"{precision}/cuda.onnx"], precision)

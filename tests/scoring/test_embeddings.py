@@ -1,0 +1,148 @@
+"""Embeddings keep their values through slicing, joining, saving, and the forms of other libraries."""
+
+import json
+import os
+import pickle
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bgem3.runtime import BGEM3Model
+from bgem3.scoring import Embeddings, MultiVectors, storage
+from tests.runtime.flagembedding.comparison import assert_same
+from tests.scoring.corpus import make_embeddings
+
+FOLDER_AND_FILE = pytest.mark.parametrize("name", ["saved", "saved.npz"])
+quick = settings(max_examples=50, deadline=None)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_wait_for_the_disk() -> Iterator[None]:
+    """Save without waiting for the disk, which takes most of the time of these tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
+
+
+def assert_same_texts(found: Embeddings, expected: Embeddings, texts: list[int]) -> None:
+    """Compare with the texts of other embeddings, bit by bit."""
+    assert found.outputs == expected.outputs
+    assert found.n_tokens.tolist() == expected.n_tokens[texts].tolist()
+    assert found.truncated.tolist() == expected.truncated[texts].tolist()
+    np.testing.assert_array_equal(found.dense, expected.dense[texts])
+    np.testing.assert_array_equal(found.sparse.toarray(), expected.sparse.toarray()[texts])
+    assert [list(row.items()) for row in found.lexical_weights] == [
+        list(expected.lexical_weights[i].items()) for i in texts
+    ]
+    for vectors, i in zip(found.multivector, texts, strict=True):
+        np.testing.assert_array_equal(vectors, expected.multivector[i])
+
+
+@given(seed=st.integers(0, 99), n_texts=st.integers(0, 9), data=st.data())
+@quick
+def test_slices_and_their_concatenation_hold_the_same_texts(seed: int, n_texts: int, data: st.DataObject) -> None:
+    embeddings = make_embeddings(seed, n_texts)
+    numbers = list(range(n_texts))
+    part = data.draw(st.slices(n_texts))
+    assert_same_texts(embeddings[part], embeddings, numbers[part])
+    chosen = data.draw(st.lists(st.sampled_from(numbers), max_size=9)) if numbers else []
+    assert_same_texts(embeddings[np.array(chosen, int)], embeddings, chosen)
+    assert_same_texts(Embeddings.concatenate([embeddings[part], embeddings]), embeddings, numbers[part] + numbers)
+    for i in numbers:
+        assert_same_texts(embeddings[i], embeddings, [i])
+    mask = np.arange(n_texts) % 2 == 0
+    assert_same_texts(embeddings[mask], embeddings, numbers[::2])
+    with pytest.raises(IndexError):
+        embeddings[n_texts]
+
+
+@FOLDER_AND_FILE
+@given(seed=st.integers(0, 99), n_texts=st.integers(0, 9))
+@quick
+def test_saved_embeddings_load_as_the_same_bits(
+    tmp_path_factory: pytest.TempPathFactory, name: str, seed: int, n_texts: int
+) -> None:
+    path = tmp_path_factory.mktemp("embeddings") / name
+    make_embeddings(seed + 1, 3).save(path)
+    embeddings = make_embeddings(seed, n_texts)
+    embeddings.save(path)
+    loaded = Embeddings.load(path)
+    assert_same_texts(loaded, embeddings, list(range(n_texts)))
+    loaded.save(path)  # onto the files that it is mapped from
+    assert_same_texts(Embeddings.load(path), embeddings, list(range(n_texts)))
+
+
+@FOLDER_AND_FILE
+def test_outputs_not_held_are_not_saved_and_compressed_vectors_stay_compressed(tmp_path: Path, name: str) -> None:
+    full = make_embeddings(0, 5)
+    vectors, _ = full.multivector.stored_as("int8")
+    Embeddings(n_tokens=full.n_tokens, truncated=full.truncated, multivector=vectors).save(tmp_path / name)
+    loaded = Embeddings.load(tmp_path / name)
+    assert loaded.outputs == ("multivector",)
+    assert loaded.multivector.storage == "int8"
+    np.testing.assert_array_equal(loaded.multivector[3], vectors[3])
+
+
+def test_what_the_model_encodes_is_saved_with_the_order_of_its_tokens(demo_model: BGEM3Model, tmp_path: Path) -> None:
+    embeddings = demo_model.encode(["zebras are animals", "", "bees make honey, bees do"])
+    embeddings.save(tmp_path / "folder")
+    assert_same_texts(Embeddings.load(tmp_path / "folder"), embeddings, [0, 1, 2])
+    assert_same(Embeddings.load(tmp_path / "folder").to_flag(), embeddings.to_flag(), 0)
+
+
+def test_loading_refuses_what_is_missing_damaged_or_of_another_kind(tmp_path: Path) -> None:
+    embeddings = make_embeddings(0, 4)
+    folder = tmp_path / "folder"
+    for path in (folder, tmp_path / "no.npz"):
+        with pytest.raises(FileNotFoundError, match=path.name):
+            Embeddings.load(path)
+    embeddings.save(folder)
+    (dense,) = folder.glob("*/dense.npy")
+    dense.write_bytes(dense.read_bytes()[:-1])
+    with pytest.raises(ValueError, match=r"dense.npy is damaged .* save it again"):
+        Embeddings.load(folder)
+    dense.unlink()
+    with pytest.raises(ValueError, match=r"its index gives \['dense', .*its part holds \['sparse', 'multivector'\]"):
+        Embeddings.load(folder)
+    embeddings.save(folder)
+    (sparse,) = folder.glob("*/sparse_indptr.npy")
+    sparse.unlink()
+    with pytest.raises(ValueError, match=r"has no array 'sparse_indptr', found .*'dense'"):
+        Embeddings.load(folder)
+    index = folder / storage.INDEX
+    index.write_text(json.dumps(json.loads(index.read_text()) | {"format": 99}))
+    for call in (Embeddings.load, embeddings.save):
+        with pytest.raises(ValueError, match="of format 99, expected embeddings of format 1"):
+            call(folder)
+    index.write_text("{}")
+    with pytest.raises(ValueError, match=r"index\.json is damaged"):
+        Embeddings.load(folder)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/thesis.tex").touch()
+    with pytest.raises(ValueError, match="holds other files"):
+        embeddings.save(tmp_path / "other")
+
+
+def test_nothing_is_unpickled(tmp_path: Path) -> None:
+    with (tmp_path / "pickled.npz").open("wb") as file:
+        pickle.dump({"n_tokens": 1}, file)
+    with pytest.raises(ValueError, match="pickle"):
+        Embeddings.load(tmp_path / "pickled.npz")
+    np.savez(tmp_path / "objects.npz", n_tokens=np.array([{}]))
+    with pytest.raises(ValueError, match="allow_pickle"):
+        Embeddings.load(tmp_path / "objects.npz")
+
+
+def test_concatenation_refuses_parts_that_do_not_belong_together() -> None:
+    full = make_embeddings(0, 2)
+    dense = Embeddings(n_tokens=full.n_tokens, truncated=full.truncated, dense=full.dense)
+    with pytest.raises(ValueError, match="same outputs, found"):
+        Embeddings.concatenate([full, dense])
+    with pytest.raises(ValueError, match="same outputs, found"):
+        Embeddings.concatenate([])
+    with pytest.raises(ValueError, match=r"one storage and width, found .*float16"):
+        MultiVectors.concatenate([full.multivector, full.multivector.stored_as("float16")[0]])

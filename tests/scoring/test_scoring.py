@@ -1,0 +1,204 @@
+"""Every score equals a plain Python loop, in matrix and pair form."""
+
+import itertools
+import math
+import tracemalloc
+
+import numpy as np
+import pytest
+from FlagEmbedding.inference.embedder.encoder_only.m3 import M3Embedder
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from scipy.sparse import csr_array
+
+from bgem3.scoring import (
+    MultiVectors,
+    dense_pair_scores,
+    dense_scores,
+    hybrid_scores,
+    multivector_pair_scores,
+    multivector_scores,
+    sparse_pair_scores,
+    sparse_scores,
+)
+from bgem3.scoring.float32 import as_float32
+from bgem3.scoring.multivector import TOKENS_PER_BLOCK, multivector_candidate_scores
+from bgem3.scoring.token_vectors import STORAGES, Storage
+
+TOLERANCE = 1e-5
+seeds = st.integers(0, 2**32 - 1)
+relaxed = settings(max_examples=50, deadline=None)
+
+
+def unit_rows(rng: np.random.Generator, n_rows: int, n_dims: int) -> NDArray[np.float32]:
+    rows = rng.standard_normal((n_rows, n_dims)).astype(np.float32)
+    return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True))
+
+
+def sparse_rows(rng: np.random.Generator, n_rows: int, n_columns: int) -> csr_array:
+    return csr_array((rng.random((n_rows, n_columns)) * (rng.random((n_rows, n_columns)) < 0.3)).astype(np.float32))
+
+
+@given(seed=seeds, n_queries=st.integers(0, 5), n_passages=st.integers(0, 5), n_dims=st.integers(1, 9))
+@relaxed
+def test_dense_and_sparse_scores_equal_a_plain_loop(seed: int, n_queries: int, n_passages: int, n_dims: int) -> None:
+    rng = np.random.default_rng(seed)
+    for make, score, score_pairs in (
+        (unit_rows, dense_scores, dense_pair_scores),
+        (sparse_rows, sparse_scores, sparse_pair_scores),
+    ):
+        queries, passages = make(rng, n_queries, n_dims), make(rng, n_passages, n_dims)
+        q, p = (a.toarray() if isinstance(a, csr_array) else a for a in (queries, passages))
+        expected = [[sum(float(a) * float(b) for a, b in zip(x, y, strict=True)) for y in p] for x in q]
+        found = score(queries, passages)
+        assert found.shape == (n_queries, n_passages)
+        assert found.dtype == np.float32
+        np.testing.assert_allclose(found, np.array(expected).reshape(found.shape), atol=TOLERANCE)
+        n_pairs = min(n_queries, n_passages)
+        pairs = score_pairs(queries[:n_pairs], passages[:n_pairs])
+        assert pairs.dtype == np.float32
+        np.testing.assert_allclose(pairs, found[:n_pairs, :n_pairs].diagonal(), atol=TOLERANCE)
+
+
+@given(
+    seed=seeds,
+    query_lengths=st.lists(st.integers(0, 6), max_size=4),
+    passage_lengths=st.lists(st.integers(0, 9), max_size=5),
+    storage=st.sampled_from(STORAGES),
+    sign=st.sampled_from([None, -1]),
+    rows_per_block=st.sampled_from([16, 2048]),
+)
+@relaxed
+def test_multivector_scores_equal_a_plain_loop(
+    seed: int,
+    query_lengths: list[int],
+    passage_lengths: list[int],
+    storage: Storage,
+    sign: int | None,
+    rows_per_block: int,
+) -> None:
+    """Also for texts without vectors, duplicate vectors, all-negative similarities, masks and texts cut over blocks."""
+    rng = np.random.default_rng(seed)
+    queries = [unit_rows(rng, n, 5) for n in query_lengths]
+    passages = [unit_rows(rng, n, 5) for n in passage_lengths for n in (n, 3 * n)]
+    if sign is not None:
+        queries, passages = (
+            [abs(q) for q in queries],
+            [-abs(p[rng.integers(0, max(1, len(p)), len(p))]) for p in passages],
+        )
+    stored, error = MultiVectors.pack(passages).stored_as(storage)
+    mask = rng.random(len(stored.packed)) < 0.8
+    budget = 8 * rows_per_block * (rows_per_block + 5) + 64
+    found = multivector_scores(queries, stored, memory_budget=budget)
+    masked = multivector_scores(queries, stored, passage_mask=mask, memory_budget=budget)
+    assert found.shape == masked.shape == (len(queries), len(passages))
+    assert found.dtype == np.float32
+    for (i, query), (j, passage) in itertools.product(enumerate(queries), enumerate(stored)):
+        kept = passage[mask[stored.offsets[j] : stored.offsets[j + 1]]]
+        np.testing.assert_allclose(found[i, j], plain_maxsim(query, passage), atol=TOLERANCE)
+        np.testing.assert_allclose(masked[i, j], plain_maxsim(query, kept), atol=TOLERANCE)
+        np.testing.assert_allclose(found[i, j], plain_maxsim(query, passages[j]), atol=error + TOLERANCE)
+        np.testing.assert_allclose(multivector_pair_scores([query], [passage])[0], found[i, j], atol=TOLERANCE)
+    order = rng.permutation(len(passages))
+    for i, query in enumerate(queries):
+        chosen = multivector_candidate_scores(query, stored, order)
+        np.testing.assert_allclose(chosen, found[i, order], atol=TOLERANCE)
+
+
+def plain_maxsim(query: NDArray[np.float32], passage: NDArray[np.float32]) -> float:
+    rows = [[sum(float(a) * float(b) for a, b in zip(q, p, strict=True)) for p in passage] for q in query]
+    return sum(max(row, default=-math.inf) for row in rows) / len(query) if rows else 0.0
+
+
+@given(
+    tokens=st.lists(st.lists(st.tuples(st.integers(0, 6), st.sampled_from([0.0, 0.25, 0.5])), max_size=8), max_size=8)
+)
+@relaxed
+def test_sparse_scores_of_texts_with_no_one_zero_and_duplicate_tokens_equal_flagembeddings(
+    tokens: list[list[tuple[int, float]]],
+) -> None:
+    """A token given twice counts with its weights' sum, as in any sparse matrix; weights of 0 may be stored."""
+    lexical = [
+        {str(token): sum(w for t, w in row if t == token) for token in {token for token, _ in row}} for row in tokens
+    ]
+    indptr = np.cumsum([0] + [len(row) for row in tokens])
+    token_ids = np.array([token for row in tokens for token, _ in row], np.int32)
+    weights = np.array([weight for row in tokens for _, weight in row], np.float32)
+    matrix = csr_array((weights, token_ids, indptr), shape=(len(tokens), 7))
+    found = sparse_scores(matrix, matrix)
+    expected = M3Embedder.compute_lexical_matching_score(None, lexical, lexical)
+    np.testing.assert_allclose(found, expected.reshape(found.shape), atol=TOLERANCE)
+    np.testing.assert_allclose(sparse_pair_scores(matrix, matrix), found.diagonal(), atol=TOLERANCE)
+
+
+@given(seed=seeds, query_length=st.integers(1, 6), passage_lengths=st.lists(st.integers(1, 9), min_size=1, max_size=5))
+@relaxed
+def test_multivector_scores_equal_flagembeddings(seed: int, query_length: int, passage_lengths: list[int]) -> None:
+    rng = np.random.default_rng(seed)
+    query, passages = unit_rows(rng, query_length, 5), [unit_rows(rng, n, 5) for n in passage_lengths]
+    expected = [M3Embedder.colbert_score(None, query, passage).item() for passage in passages]
+    np.testing.assert_allclose(multivector_scores([query], passages)[0], expected, atol=TOLERANCE)
+
+
+@given(
+    values=st.lists(st.floats(width=16, allow_nan=True, allow_infinity=True), max_size=20),
+    n_rows=st.sampled_from([1, 300]),
+)
+@relaxed
+def test_float16_becomes_float32_exactly(values: list[float], n_rows: int) -> None:
+    halves = np.tile(np.array(values, np.float16), (n_rows, 1))
+    np.testing.assert_array_equal(as_float32(halves), halves.astype(np.float32))
+
+
+def test_temporary_arrays_stay_within_the_memory_budget() -> None:
+    rng = np.random.default_rng(0)
+    queries, passages = (
+        [unit_rows(rng, 3000, 64)],
+        MultiVectors.pack([unit_rows(rng, 6000, 64)] * 3).stored_as("int8")[0],
+    )
+    for budget in (1 << 20, 8 << 20):
+        tracemalloc.start()
+        multivector_scores(queries, passages, memory_budget=budget)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert budget / 2 < peak < 1.2 * budget
+
+
+def test_negative_similarities_are_not_floored_at_zero() -> None:
+    query, passage = np.array([[1.0, 0.0]]), np.array([[-0.5, 0.1], [-0.9, 0.0]])
+    longer = np.array([[-1.0, 0.0]] * 5)
+    assert multivector_scores([query], [passage, longer]).tolist() == [[-0.5, -1.0]]
+
+
+def test_maxsim_over_many_blocks_equals_maxsim_over_each_passage_alone() -> None:
+    rng = np.random.default_rng(0)
+    lengths = [TOKENS_PER_BLOCK + 7, 3, TOKENS_PER_BLOCK // 2, TOKENS_PER_BLOCK // 2, 1, TOKENS_PER_BLOCK - 1]
+    query, passages = unit_rows(rng, 4, 8), [unit_rows(rng, n, 8) for n in lengths]
+    expected = [(query @ passage.T).max(axis=1).mean() for passage in passages]
+    np.testing.assert_allclose(multivector_scores([query], passages)[0], expected, atol=TOLERANCE)
+
+
+def test_packed_multivectors_behave_as_a_list_of_arrays() -> None:
+    rng = np.random.default_rng(0)
+    arrays = [unit_rows(rng, n, 3) for n in (2, 1, 4)]
+    packed = MultiVectors.pack(arrays)
+    assert len(packed) == 3
+    for found, expected in zip(packed, arrays, strict=True):
+        np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(packed[-1], arrays[-1])
+    assert [len(a) for a in packed[1:]] == [1, 4]
+    assert np.shares_memory(packed[0], packed.packed)
+    assert [len(a) for a in packed.take(np.array([2, 0]))] == [4, 2]
+    assert np.shares_memory(packed.take(np.array([1, 2])).packed, packed.packed)
+    with pytest.raises(IndexError):
+        packed[3]
+
+
+def test_hybrid_divides_by_the_weights_sum_so_only_their_ratio_matters() -> None:
+    dense, sparse, multivector = np.array([0.1, 0.9]), np.array([0.2, 0.4]), np.array([0.5, -0.3])
+    found = hybrid_scores(dense, sparse, multivector, weights=(2, 1, 1))
+    np.testing.assert_allclose(found, [(0.2 + 0.2 + 0.5) / 4, (1.8 + 0.4 - 0.3) / 4], rtol=1e-6)
+    assert np.isfinite(hybrid_scores(dense, sparse, np.full(2, -np.inf), weights=(1, 1, 0))).all()
+    halved = hybrid_scores(dense, sparse, multivector, weights=(0.5, 0.25, 0.25))
+    np.testing.assert_allclose(halved, found, rtol=1e-6)

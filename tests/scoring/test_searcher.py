@@ -1,0 +1,167 @@
+"""Search over a whole corpus: exact, the same after saving, and the old index whole whatever stops a save."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from bgem3.scoring import (
+    Embeddings,
+    HybridSearcher,
+    SearchResults,
+    dense_scores,
+    hybrid_scores,
+    multivector_scores,
+    searcher,
+    sparse_scores,
+)
+from bgem3.scoring.ranking import top_k
+from bgem3.scoring.searcher import BYS, By
+from bgem3.scoring.token_vectors import STORAGES, Storage
+from tests.scoring.corpus import make_embeddings
+
+WEIGHTS = (0.5, 0.3, 0.9)
+NAMES = ("dense", "sparse", "multivector", "hybrid")
+
+
+def assert_same_results(found: SearchResults, expected: SearchResults) -> None:
+    """Compare results bit by bit."""
+    np.testing.assert_array_equal(found.ids, expected.ids)
+    np.testing.assert_array_equal(found.index, expected.index)
+    for name in NAMES:
+        np.testing.assert_array_equal(getattr(found.scores, name), getattr(expected.scores, name))
+
+
+def plain_top(scores: NDArray[np.float32], k: int) -> list[int]:
+    return sorted(range(len(scores)), key=lambda column: (-scores[column], column))[:k]
+
+
+def widened(texts: Embeddings) -> Embeddings:
+    """Return embeddings of a vocabulary that has a token more."""
+    n_texts, n_tokens = texts.sparse.shape
+    texts.sparse.resize((n_texts, n_tokens + 1))
+    return texts
+
+
+@given(
+    rows=st.lists(st.lists(st.sampled_from([-np.inf, -1.0, 0.0, 0.5, 2.0]), min_size=4, max_size=4), max_size=3),
+    k=st.integers(1, 6),
+)
+def test_top_k_equals_sorting_ties_by_column(rows: list[list[float]], k: int) -> None:
+    scores = np.array(rows, np.float32).reshape(len(rows), 4)
+    assert top_k(scores, k).tolist() == [plain_top(row, k) for row in scores]
+
+
+@given(
+    seed=st.integers(0, 99),
+    n_queries=st.integers(0, 4),
+    cuts=st.lists(st.integers(0, 9), min_size=1, max_size=3),
+    k=st.integers(1, 5),
+    n_candidates=st.integers(5, 8),
+    by=st.sampled_from(BYS),
+    storage=st.sampled_from(STORAGES),
+    budget=st.sampled_from([1, searcher.MEMORY_BUDGET]),
+)
+@settings(max_examples=100, deadline=None)
+def test_search_equals_scoring_everything_and_sorting_in_plain_python(
+    seed: int, n_queries: int, cuts: list[int], k: int, n_candidates: int, by: By, storage: Storage, budget: int
+) -> None:
+    queries, parts = make_embeddings(seed, n_queries), [make_embeddings(seed + i, n) for i, n in enumerate(cuts, 1)]
+    passages = Embeddings.concatenate(parts)
+    built = HybridSearcher.build(parts[0], storage=storage)
+    for part in parts[1:]:
+        built.append(part)
+    assert len(built) == len(passages)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(searcher, "MEMORY_BUDGET", budget)
+        found = built.search(queries, k, WEIGHTS, candidates=n_candidates, by=by)
+    assert found.index.shape == (n_queries, min(k, len(passages)))
+    stored, error = passages.multivector.stored_as(storage)
+    assert built.storage_error == pytest.approx(error)
+    dense, sparse = dense_scores(queries.dense, passages.dense), sparse_scores(queries.sparse, passages.sparse)
+    multivector = multivector_scores(queries.multivector, stored)
+    exact = dense, sparse, multivector, hybrid_scores(dense, sparse, multivector, WEIGHTS)
+    for i in range(n_queries):
+        chosen = {
+            "dense": {*plain_top(dense[i], n_candidates)},
+            "sparse": {*plain_top(sparse[i], n_candidates)},
+        }
+        candidates = sorted(chosen["dense"] | chosen["sparse"] if by == "both" else chosen[by])
+        expected = [candidates[place] for place in plain_top(exact[3][i, candidates], k)]
+        assert found.index[i].tolist() == found.ids[i].tolist()
+        for name, scores in zip(NAMES, exact, strict=True):
+            np.testing.assert_allclose(getattr(found.scores, name)[i], scores[i, found.index[i]], atol=1e-6)
+            np.testing.assert_allclose(getattr(found.scores, name)[i], scores[i, expected], atol=1e-6)
+
+
+@pytest.mark.parametrize("storage", STORAGES)
+def test_a_saved_searcher_gives_the_same_bits_and_takes_more_passages(tmp_path: Path, storage: Storage) -> None:
+    queries, more = make_embeddings(1, 5), make_embeddings(3, 30)
+    built = HybridSearcher.build(make_embeddings(2, 50), [f"p{i}" for i in range(50)], storage)
+    before = built.search(queries)
+    built.save(tmp_path / "index")
+    opened = HybridSearcher.open(tmp_path / "index")
+    for saved in (built, opened):
+        assert_same_results(saved.search(queries), before)
+        assert not saved._segments[0].dense.flags.owndata, "what is saved is mapped, not held"
+    assert before.ids[0, 0] == f"p{before.index[0, 0]}"
+    first_part = {path: path.stat().st_mtime_ns for path in (tmp_path / "index").rglob("*.npy")}
+    opened.append(more, [f"q{i}" for i in range(30)])
+    after = opened.search(queries)
+    assert_same_results(HybridSearcher.open(tmp_path / "index").search(queries), before)
+    opened.save(tmp_path / "index")
+    assert first_part.items() <= {p: p.stat().st_mtime_ns for p in (tmp_path / "index").rglob("*.npy")}.items()
+    assert_same_results(HybridSearcher.open(tmp_path / "index").search(queries), after)
+    opened.save(tmp_path / "copy")
+    assert_same_results(HybridSearcher.open(tmp_path / "copy").search(queries), after)
+    assert opened.storage == storage
+    assert repr(opened) == f"HybridSearcher(80 passages, multi-vectors in {storage})"
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda s, e: s.search(e, k=0), "k must be a whole number of at least 1, found 0"),
+        (lambda s, e: s.search(e, k=10, candidates=9), "candidates must be a whole number of at least 10, found 9"),
+        (lambda s, e: s.search(e, by="lexical"), r"by must be one of \('dense', 'sparse', 'both'\), found 'lexical'"),
+        (lambda s, e: s.search(e, weights=(1, -1, 0)), "must not sum to 0"),
+        (lambda s, e: s.search(make_embeddings(0, 2, 7)), "dense vectors must be as wide as the corpus's, 8, found 7"),
+        (lambda s, e: s.append(make_embeddings(0, 2, 7)), "dense vectors must be as wide as the corpus's, 8, found 7"),
+        (lambda s, e: s.search(widened(e)), "sparse weights must be as wide as the corpus's, .*; were both encoded by"),
+        (lambda s, e: s.append(e, [4, 9]), r"ids must be new, but \[4\] are in the corpus"),
+        (lambda s, e: s.append(e, ["a", "b"]), "ids must be of the corpus's kind, found <U1 for int64"),
+        (lambda s, e: s.append(e, [7]), "ids must be one per text, found 1 for 2 texts"),
+        (lambda s, e: s.append(e, [7, 7]), "ids must be different whole numbers"),
+        (
+            lambda s, e: s.append(e, [0.5, 0.6]),
+            "ids must be different whole numbers, or different strings, found float",
+        ),
+        (lambda s, e: HybridSearcher.build(e, None, "int4"), "storage must be one of .* found 'int4'"),  # type: ignore[arg-type]
+    ],
+)
+def test_what_cannot_be_searched_or_added_is_refused(
+    call: Callable[[HybridSearcher, Embeddings], object], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        call(HybridSearcher.build(make_embeddings(1, 5)), make_embeddings(2, 2))
+
+
+def test_opening_refuses_another_kind_and_a_missing_folder(tmp_path: Path) -> None:
+    make_embeddings(1, 5).save(tmp_path / "embeddings")
+    with pytest.raises(ValueError, match="holds embeddings of format 1, expected hybrid searcher of format 1"):
+        HybridSearcher.open(tmp_path / "embeddings")
+    with pytest.raises(FileNotFoundError, match="is not a saved hybrid searcher"):
+        HybridSearcher.open(tmp_path / "nothing")
+
+
+def test_an_output_that_is_missing_is_named() -> None:
+    full = make_embeddings(1, 5)
+    dense = Embeddings(n_tokens=full.n_tokens, truncated=full.truncated, dense=full.dense)
+    with pytest.raises(AttributeError, match="'multivector'"):
+        HybridSearcher.build(dense)
+    with pytest.raises(AttributeError, match="'multivector'"):
+        HybridSearcher.build(full).search(dense)
