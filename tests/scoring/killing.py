@@ -1,7 +1,8 @@
 """Saves that are stopped: killed or interrupted at one step after another, killed at random, or out of disk space.
 
-Runs in a process of its own, which forks one for each save: 
-``python -m tests.scoring.killing JOB FOLDER WAY N``. What is saved is a version, a number, so that reading tells which one there is. Prints how many saves were stopped.
+Runs in a process of its own, which forks one for each save:
+``python -m tests.scoring.killing JOB FOLDER WAY N``. What is saved is a version, a number, so that reading tells
+which one there is. Prints how many saves were stopped.
 """
 
 import os
