@@ -1,9 +1,6 @@
 """A BGE-M3 checkpoint, from the hub or a folder, loaded and checked."""
 
-import codecs
-import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,24 +8,23 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer
 from torch.nn.functional import normalize
-from transformers import XLMRobertaConfig, XLMRobertaModel
-from transformers.utils import logging
+from transformers import XLMRobertaModel
 
 from bgem3.export.backbone import load_backbone, load_config
 from bgem3.export.heads import load_head
 from bgem3.export.stored_tensors import read_weights
+from bgem3.export.tokenizer import load_tokenizer, special_ids
 from bgem3.runtime.artifact import OUTPUTS, ModelSpec, Output, sha256_of
 from bgem3.runtime.source import CheckpointError, checkpoint_files, find_checkpoint, find_heads
-from bgem3.runtime.tokenizer import load_tokenizer
 
 HEAD_FILE = {"sparse": "sparse_linear.pt", "multivector": "colbert_linear.pt"}
-"""Each trained head's file, by its output; the dense one has none."""
+"""The file of each trained head by its output; the dense output has none."""
 
 
 class BGEM3Torch(torch.nn.Module):
-    """The checkpoint as PyTorch modules in float32: the source of the weights and of the reference outputs.
+    """The checkpoint's modules in float32: the source of the weights and of the reference outputs.
 
-    A head is None where its output was not asked for.
+    A head is None if its output was not asked for.
     """
 
     def __init__(
@@ -44,12 +40,12 @@ class BGEM3Torch(torch.nn.Module):
 
     @property
     def outputs(self) -> tuple[Output, ...]:
-        """Return the outputs that there are heads for."""
+        """Return the outputs that the model can compute."""
         lacking = {"sparse": self.sparse_linear is None, "multivector": self.colbert_linear is None}
         return tuple(name for name in OUTPUTS if not lacking.get(name))
 
     def heads(self, states: torch.Tensor) -> dict[Output, torch.Tensor]:
-        """Compute the outputs of one text from its last states (T, D): (D,), (T,) and (T - 1, M), all float32."""
+        """Compute the float32 outputs (D,), (T,) and (T - 1, M) of one text from its last states (T, D)."""
         found: dict[Output, torch.Tensor] = {"dense": normalize(states[0], dim=-1)}
         if self.sparse_linear is not None:
             found["sparse"] = torch.relu(self.sparse_linear(states)).squeeze(-1)
@@ -64,11 +60,16 @@ class Checkpoint:
 
     Attributes
     ----------
-    folder : where its files are
-    model : the float32 modules, in evaluation mode
-    tokenizer : its tokenizer.json as it is, but for the padding and the truncation stored there
-    spec : dimensions and special ids
-    source : what it was loaded from: id, revision, and the SHA-256 of each file used
+    folder : Path
+        Folder of its files.
+    model : BGEM3Torch
+        Its float32 modules, in evaluation mode.
+    tokenizer : Tokenizer
+        Its tokenizer.json, without the padding and truncation stored there.
+    spec : ModelSpec
+        Dimensions and special ids.
+    source : dict
+        Its id, its revision, and the SHA-256 of each file used.
     """
 
     folder: Path
@@ -78,7 +79,7 @@ class Checkpoint:
     source: dict[str, Any]
 
     def token_ids(self, text: str, max_length: int | None = None) -> list[int]:
-        """Return a text's token ids, CLS and EOS included; a longer text loses its end, as tokenizers cuts it."""
+        """Return a text's token ids with CLS and EOS; the end of a longer text is cut off."""
         if max_length is None:
             self.tokenizer.no_truncation()
         else:
@@ -94,35 +95,38 @@ def load_checkpoint(
     outputs: Sequence[Output] = OUTPUTS,
     heads_from: str | Path | None = None,
 ) -> Checkpoint:
-    """Load a checkpoint in float32 and check it whole.
+    """Load a whole checkpoint in float32 and check it.
 
     Parameters
     ----------
-    source : a hub id such as "BAAI/bge-m3", or a folder with config.json, tokenizer.json, the backbone
-        (safetensors, or .bin read with ``weights_only=True``), sparse_linear.pt and colbert_linear.pt
-    cache_dir : the hub's download cache, None for its default
-    outputs : those whose heads are loaded
-    heads_from : a hub id or folder whose heads' files are taken instead of the checkpoint's own
+    source : str or Path
+        Hub id such as "BAAI/bge-m3", or a folder with config.json, tokenizer.json, the backbone (safetensors, or .bin
+        read with ``weights_only=True``), sparse_linear.pt and colbert_linear.pt.
+    cache_dir : str, Path or None
+        The hub's download cache; None for its default.
+    outputs : sequence of str
+        Outputs whose heads are loaded.
+    heads_from : str, Path or None
+        Hub id or folder whose heads replace the checkpoint's own.
 
     Raises
     ------
     CheckpointError
-        If a file is missing or unreadable, a tensor is missing, of the wrong shape or not finite, or the
-        model is not an XLM-RoBERTa encoder with BGE-M3's settings.
+        If a file is missing or unreadable, a tensor is missing, misshapen or not finite, or the model is not an
+        XLM-RoBERTa encoder with BGE-M3's settings.
     """
-    wanted = {output: HEAD_FILE[output] for output in outputs if output in HEAD_FILE}
-    own_heads = () if heads_from is not None else tuple(wanted.values())
+    files = {output: HEAD_FILE[output] for output in outputs if output in HEAD_FILE}
+    own_heads = () if heads_from is not None else tuple(files.values())
     folder = find_checkpoint(source, cache_dir, own_heads)
-    heads_folder = folder if heads_from is None else find_heads(heads_from, tuple(wanted.values()), cache_dir)
+    heads_folder = folder if heads_from is None else find_heads(heads_from, tuple(files.values()), cache_dir)
     config = load_config(folder / "config.json")
-    tokenizer = _load_tokenizer(folder)
-    special_ids = _special_ids(folder, tokenizer, config)
+    tokenizer = load_tokenizer(folder)
+    ids = special_ids(folder, tokenizer, config)
     tensors = read_weights(folder)
-    with _quiet_transformers():
-        backbone = load_backbone(folder, tensors, config)
+    backbone = load_backbone(folder, tensors, config)
     heads = {
         output: load_head(heads_folder / file, config.hidden_size, tensors, 1 if output == "sparse" else None)
-        for output, file in wanted.items()
+        for output, file in files.items()
     }
     model = BGEM3Torch(backbone, heads.get("sparse"), heads.get("multivector")).eval().requires_grad_(False)
     for name, tensor in model.state_dict().items():
@@ -137,98 +141,12 @@ def load_checkpoint(
         multivector_size=heads["multivector"].out_features if "multivector" in heads else 0,
         max_length=config.max_position_embeddings - config.pad_token_id - 1,
         layer_norm_eps=config.layer_norm_eps,
-        **special_ids,
+        **ids,
     )
     described = _source(source, folder, checkpoint_files(folder, own_heads))
     if heads_from is not None:
-        described["heads_from"] = _source(heads_from, heads_folder, [heads_folder / file for file in wanted.values()])
+        described["heads_from"] = _source(heads_from, heads_folder, [heads_folder / file for file in files.values()])
     return Checkpoint(folder=folder, model=model, tokenizer=tokenizer, spec=spec, source=described)
-
-
-def read_tokenizer_file(folder: Path) -> bytes:
-    """Return the content of a checkpoint's tokenizer.json, without the byte order mark that editors put before it."""
-    return (folder / "tokenizer.json").read_bytes().removeprefix(codecs.BOM_UTF8)
-
-
-def _load_tokenizer(folder: Path) -> Tokenizer:
-    _check_tokenizer_code(folder)
-    try:
-        return load_tokenizer(folder / "tokenizer.json")
-    except ValueError as error:
-        raise CheckpointError(
-            f"cannot read the tokenizer in {folder}: tokenizer.json {error}; get the checkpoint again"
-        ) from error
-
-
-def _check_tokenizer_code(folder: Path) -> None:
-    """Raise CheckpointError if the checkpoint's tokenizer is a class of its own code, which is never run.
-
-    Nothing else in tokenizer_config.json matters, nor whether it is there and can be read.
-    """
-    try:
-        settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8-sig"))
-        name, code = settings["tokenizer_class"], str(settings["auto_map"]["AutoTokenizer"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return
-    if isinstance(name, str) and f".{name.removesuffix('Fast')}" in code:
-        raise CheckpointError(
-            f"cannot read the tokenizer in {folder}: tokenizer_config.json makes it with custom code ({code}), which "
-            "is never run. If tokenizer.json alone gives the same tokens, take auto_map out of that file; or "
-            "get the checkpoint again in a version without custom code"
-        )
-
-
-@contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    """Silence advice that does not apply."""
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-
-
-def _special_ids(folder: Path, tokenizer: Tokenizer, config: XLMRobertaConfig) -> dict[str, int]:
-    """Return the ids of the special tokens by role, from tokenizer.json and, for padding, from config.json."""
-    path = folder / "tokenizer.json"
-    around = tokenizer.encode("").ids
-    swapped = [tokenizer.token_to_id("</s>"), tokenizer.token_to_id("<s>")]
-    if len(around) != 2 or around == swapped:
-        raise CheckpointError(
-            f"{path} does not put CLS before and EOS after a text: an empty one becomes "
-            f"{[tokenizer.id_to_token(token_id) for token_id in around]}; save the tokenizer again with the "
-            "post-processor of XLM-RoBERTa (TemplateProcessing '<s> $A </s>')"
-        )
-    pad_id, named_pad_id = config.pad_token_id, tokenizer.token_to_id("<pad>")
-    if type(pad_id) is not int or named_pad_id not in (None, pad_id):
-        raise CheckpointError(
-            f"{folder}: the tokenizer's pad id is {named_pad_id}, config.json's is {pad_id}; "
-            "positions depend on it, so the two must agree"
-        )
-    if not 0 <= pad_id < min(config.vocab_size, config.max_position_embeddings - 2):
-        raise CheckpointError(
-            f"{folder}: config.json's pad_token_id is {pad_id}, beyond its vocab_size {config.vocab_size} or its "
-            f"{config.max_position_embeddings} positions; get the checkpoint again"
-        )
-    unk_id = _unknown_id(folder, tokenizer)
-    if unk_id is None:
-        raise CheckpointError(f"{path} has no token for unknown words (<unk>); save the tokenizer again with one")
-    if tokenizer.get_vocab_size() > config.vocab_size:
-        raise CheckpointError(f"{path} has {tokenizer.get_vocab_size()} tokens, the model embeds {config.vocab_size}")
-    ids = {"cls_id": around[0], "pad_id": pad_id, "eos_id": around[1], "unk_id": unk_id}
-    if len(set(ids.values())) < len(ids):
-        raise CheckpointError(f"{path}: the special tokens' ids are {ids}, expected four different ones")
-    return ids
-
-
-def _unknown_id(folder: Path, tokenizer: Tokenizer) -> int | None:
-    """Return the id of what the tokenizer's model does not know; Unigram names the id, other models the text."""
-    model = json.loads(read_tokenizer_file(folder))["model"]
-    unk_id: int | None = model.get("unk_id")
-    if unk_id is None:
-        unk_id = tokenizer.token_to_id(model.get("unk_token") or "<unk>")
-    return unk_id
 
 
 def _source(source: str | Path, folder: Path, files: Sequence[Path]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from bgem3.export.checkpoint import Checkpoint, load_checkpoint, read_tokenizer_file
+from bgem3.export.checkpoint import Checkpoint, load_checkpoint
 from bgem3.export.cpu_graph import build_cpu_graph
 from bgem3.export.cuda_graph import build_cuda_graph
 from bgem3.export.graph import save_graph
@@ -24,7 +24,8 @@ from bgem3.export.int8 import write_int8
 from bgem3.export.native_graph import build_native_graph
 from bgem3.export.portable import export_portable
 from bgem3.export.reference import parity_texts, reference_outputs
-from bgem3.export.weights import WeightsFile, encoder_tensors
+from bgem3.export.tokenizer import read_tokenizer_file
+from bgem3.export.weights import WEIGHTS_FILE, encoder_tensors, write_weights
 from bgem3.runtime.artifact import (
     FORMAT_VERSION,
     MANIFEST,
@@ -182,12 +183,15 @@ def _new_folder(target: Path, overwrite: bool) -> Iterator[Path]:
 def _write_precision(checkpoint: Checkpoint, folder: Path, precision: str, show_progress: bool) -> list[dict[str, str]]:
     (folder / precision).mkdir()
     n_tensors = sum(1 for _ in encoder_tensors(checkpoint.model))
-    with WeightsFile(folder / precision / "weights.bin", DTYPES[precision]) as weights:
-        tensors = encoder_tensors(checkpoint.model)
-        for name, values in tqdm(
-            tensors, desc=f"{precision} weights", total=n_tensors, unit="tensor", disable=not show_progress
-        ):
-            weights.write(name, values)
+    tensors = tqdm(
+        encoder_tensors(checkpoint.model),
+        desc=f"{precision} weights",
+        total=n_tensors,
+        unit="tensor",
+        disable=not show_progress,
+    )
+    dtype = DTYPES[precision]
+    weights = write_weights(folder / precision / WEIGHTS_FILE, ((name, values, dtype) for name, values in tensors))
     graphs = {"cuda.onnx": build_cuda_graph, "cpu.onnx": build_cpu_graph, NATIVE_GRAPH: build_native_graph}
     for file, build in graphs.items():
         save_graph(build(checkpoint.spec, weights), folder / precision / file)

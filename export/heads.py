@@ -1,4 +1,4 @@
-"""The two trained heads of a checkpoint, linear layers on the last states."""
+"""The two trained heads of a checkpoint: linear layers on the last states."""
 
 from pathlib import Path
 
@@ -9,27 +9,22 @@ from bgem3.runtime.source import CheckpointError
 
 
 def load_head(path: Path, n_inputs: int, weights: Tensors, n_outputs: int | None = None) -> torch.nn.Linear:
-    """Load a head from its file, or, where there is none, from the layer of its name among the backbone's tensors.
+    """Load a head from its file, or from the backbone's tensors if there is no such file.
 
-    Names before ``weight`` and ``bias``, as ``linear.weight`` has one, are ignored where there is one layer only.
-
-    Parameters
-    ----------
-    path : the head's file
-    n_inputs, n_outputs : the widths that it must have; None for any number of outputs
-    weights : the backbone's tensors by name
+    The file's stem is the layer's name among the backbone's tensors, ``weights``. In the file, names may have any
+    prefix, as ``linear.weight`` has, if there is one layer only. ``n_outputs`` None accepts any output width.
 
     Raises
     ------
     CheckpointError
-        If it cannot be read, is of another form than one linear layer with a bias, or has other widths.
+        If the head cannot be read, is not one linear layer with a bias, or has other widths.
     """
     if path.is_file():
         state = read_tensors(path, f"{path} as the weight and bias of a linear layer")
     else:
-        state = _of_head(weights, path.stem)
+        state = {name: tensor for name, tensor in weights.items() if f".{_layer(name)}".endswith(f".{path.stem}")}
     check_merged(state, str(path))
-    weight, bias = _linear(path, state)
+    weight, bias = _weight_and_bias(path, state)
     n_outputs = n_outputs or max(bias.numel(), 1)
     if weight.shape != (n_outputs, n_inputs) or bias.shape != (n_outputs,):
         raise CheckpointError(
@@ -41,15 +36,14 @@ def load_head(path: Path, n_inputs: int, weights: Tensors, n_outputs: int | None
     return head
 
 
-def _of_head(weights: Tensors, name: str) -> Tensors:
-    """Return the tensors of the layer of this name."""
-    return {key: tensor for key, tensor in weights.items() if f".{key}".rpartition(".")[0].endswith(f".{name}")}
+def _layer(name: str) -> str:
+    """Return the layer in a tensor's name: "a.b" for "a.b.weight", "" for "weight"."""
+    return name.rpartition(".")[0]
 
 
-def _linear(path: Path, state: Tensors) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the weight and bias of a state dict that holds one linear layer, whatever its name."""
-    layers = {f".{name}".rpartition(".")[0] for name in state}
-    prefix = "" if "weight" in state else min(layers, default="").removeprefix(".") + "."
+def _weight_and_bias(path: Path, state: Tensors) -> tuple[torch.Tensor, torch.Tensor]:
+    layers = {_layer(name) for name in state}
+    prefix = "" if "weight" in state or not layers else f"{min(layers)}."
     names = [f"{prefix}weight", f"{prefix}bias"]
     if (prefix and len(layers) != 1) or not set(names) <= state.keys():
         raise CheckpointError(

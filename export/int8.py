@@ -1,15 +1,16 @@
-"""The int8 graph for CPU: calibrated, quantized, measured, and kept only if it passes its quality gate."""
+"""The int8 graphs for CPU: calibrate, quantize, measure, and keep them only if they pass the quality gate."""
 
 import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from tqdm import tqdm
 
-from bgem3.export.calibration import quantization_error, round_group, sample_inputs, smoothed_rows
+from bgem3.export.calibration import quantization_error, round_group, sample_inputs
 from bgem3.export.calibration_texts import calibration_texts, held_out_pairs
 from bgem3.export.checkpoint import Checkpoint
 from bgem3.export.cpu_graph import build_cpu_graph, build_probe
@@ -19,7 +20,7 @@ from bgem3.export.quality_gate import BOUNDS, compare_quality, quality_reference
 from bgem3.export.quantization import Array, QuantizedWeight, groups, parts, quantize_weight
 from bgem3.export.sensitivity import output_sensitivities
 from bgem3.export.smoothing import fit_smoothings, smooth
-from bgem3.export.weights import WeightsFile, encoder_tensors
+from bgem3.export.weights import WEIGHTS_FILE, encoder_tensors, write_weights
 from bgem3.runtime.artifact import Artifact
 from bgem3.runtime.cpu_session import PROBE
 from bgem3.runtime.custom_ops import NATIVE_GRAPH
@@ -29,7 +30,7 @@ from bgem3.runtime.parity import ParityError, missed_bounds
 from bgem3.scoring import Embeddings
 
 FILE = "int8/cpu.onnx"
-SHARES_KEPT = (0.0, 0.05, 0.15, 0.35)  # of the groups, those kept in float32 in each attempt to pass the gate
+SHARES_KEPT = (0.0, 0.05, 0.15, 0.35)  # shares of groups in float32, one for each attempt to pass the gate
 
 logger = logging.getLogger(__name__)
 
@@ -37,34 +38,31 @@ logger = logging.getLogger(__name__)
 def write_int8(
     checkpoint: Checkpoint, folder: Path, calibration: Sequence[str] | None = None, *, show_progress: bool = False
 ) -> dict[str, Any]:
-    """Write int8/cpu.onnx and its weights into an artifact folder that has its tokenizer already.
+    """Write the int8 graphs and their weights into an artifact folder that has its tokenizer already.
 
-    The groups of projections that lose most by quantization are kept in float32, as few as the quality gate allows.
-
-    Parameters
-    ----------
-    calibration : texts to calibrate with, None for the built-in ones
+    The groups of projections with the largest errors stay in float32, as few as the quality gate allows.
 
     Returns
     -------
-    The report: ``quality`` on texts that calibration does not see, with its ``bounds``; ``kept_float32``, the groups;
-    ``error_by_group``; ``n_calibration_texts``
+    dict
+        ``quality`` on held-out texts with its ``bounds``, the groups ``kept_float32``, ``error_by_group`` and
+        ``n_calibration_texts``.
 
     Raises
     ------
     ParityError
-        If the gate is not passed with a third of the groups in float32; nothing is left in the folder.
+        If the graph fails the gate with a third of the groups in float32; the folder is then as it was.
     """
-    calibration_list = list(calibration) if calibration is not None else calibration_texts()
+    texts = list(calibration) if calibration is not None else calibration_texts()
     tensors = {name: np.asarray(values) for name, values in encoder_tensors(checkpoint.model)}
-    rounded, errors = _quantize(checkpoint, calibration_list, tensors, show_progress)
+    rounded, errors = _quantize(checkpoint, texts, tensors, show_progress)
     by_error = sorted(groups(checkpoint.spec), key=lambda group: -errors[group])
-    texts, expected = quality_reference(checkpoint, held_out_pairs(), show_progress=show_progress)
+    held_out, expected = quality_reference(checkpoint, held_out_pairs(), show_progress=show_progress)
     (folder / FILE).parent.mkdir()
     for share in SHARES_KEPT:
         kept = by_error[: round(share * len(by_error))]
         _write(checkpoint, folder, tensors, rounded, kept)
-        quality = compare_quality(_encode(checkpoint, folder, texts), expected, len(texts) // 2)
+        quality = compare_quality(_encode(checkpoint, folder, held_out), expected, len(held_out) // 2)
         bounds = {name: bound for name, bound in BOUNDS.items() if name in quality}
         missed = missed_bounds(quality, bounds)
         if not missed:
@@ -72,7 +70,7 @@ def write_int8(
                 "quality": quality | {"bounds": bounds},
                 "kept_float32": kept,
                 "error_by_group": errors,
-                "n_calibration_texts": len(calibration_list),
+                "n_calibration_texts": len(texts),
             }
         logger.info("int8 with %d of %d groups in float32: %s", len(kept), len(by_error), "; ".join(missed))
     shutil.rmtree((folder / FILE).parent)
@@ -85,7 +83,7 @@ def write_int8(
 def _quantize(
     checkpoint: Checkpoint, texts: list[str], tensors: dict[str, Array], show_progress: bool
 ) -> tuple[dict[str, QuantizedWeight], dict[str, float]]:
-    """Smooth tensors in place; return the rounded weights by name, and each group's error."""
+    """Smooth tensors in place, and return the rounded weights by name and the error of each group."""
     samples = sample_inputs(checkpoint, texts, show_progress=show_progress)
     sensitivities = output_sensitivities(checkpoint, texts, show_progress=show_progress)
     smoothings = fit_smoothings(samples, tensors, sensitivities, show_progress=show_progress)
@@ -93,7 +91,7 @@ def _quantize(
     rounded: dict[str, QuantizedWeight] = {}
     errors = {}
     for group in tqdm(list(groups(checkpoint.spec)), desc="rounding", unit="group", disable=not show_progress):
-        rows = smoothed_rows(samples.pop(group), smoothings[group])
+        rows = smoothings[group].apply(samples.pop(group))
         rounded |= round_group(group, rows, tensors)
         errors[group] = quantization_error(group, rows, tensors, rounded, sensitivities)
     return rounded, errors
@@ -102,7 +100,7 @@ def _quantize(
 def _encode(checkpoint: Checkpoint, folder: Path, texts: list[str]) -> Embeddings:
     manifest = {"outputs": checkpoint.model.outputs}
     artifact = Artifact(folder=folder, spec=checkpoint.spec, graphs={("int8", "cpu"): FILE}, manifest=manifest)
-    # ONNX Runtime's operators, which round more coarsely than ours: what passes holds for both graphs.
+    # ONNX Runtime's operators round more coarsely than ours, so a pass holds for both graphs.
     with BGEM3Model(artifact, open_encoder(artifact, device="cpu", precision="int8", kernels="none")) as model:
         return model.encode(texts)
 
@@ -114,20 +112,23 @@ def _write(
     rounded: dict[str, QuantizedWeight],
     kept: list[str],
 ) -> None:
+    """Write weights and graphs, with the groups ``kept`` in float32."""
     quantized = {f"{part}.weight" for group in groups(checkpoint.spec) if group not in kept for part in parts(group)}
-    path = folder / FILE
-    with WeightsFile(path.with_name("weights.bin"), np.float32) as weights:
+
+    def stored() -> Iterator[tuple[str, NDArray[Any], type[np.generic]]]:
         for name, values in tensors.items():
             if name in quantized:
-                weight = rounded[name]
-                weights.write(name, weight.values, np.int8)
-                weights.write(f"{name}.scale", weight.scales)
+                yield name, rounded[name].values, np.int8
+                yield f"{name}.scale", rounded[name].scales, np.float32
             elif name == "embeddings.word":
-                table = quantize_weight(values.T)  # a scale for each token
-                weights.write(name, table.values.T, np.int8)
-                weights.write(f"{name}.scale", table.scales[:, None])
+                table = quantize_weight(values.T)  # one scale for each token
+                yield name, table.values.T, np.int8
+                yield f"{name}.scale", table.scales[:, None], np.float32
             else:
-                weights.write(name, values, np.float16 if name == "embeddings.position" else np.float32)
+                yield name, values, np.float16 if name == "embeddings.position" else np.float32
+
+    path = folder / FILE
+    weights = write_weights(path.with_name(WEIGHTS_FILE), stored())
     save_graph(build_cpu_graph(checkpoint.spec, weights), path)
     save_graph(build_native_graph(checkpoint.spec, weights), path.with_name(NATIVE_GRAPH))
     save_graph(build_probe(), path.with_name(PROBE))

@@ -1,8 +1,8 @@
-"""The portable artifact: the three heads over padded texts, in standard ONNX operators, traced with optimum.
+"""The portable graph: the heads over padded texts in standard ONNX operators, traced with optimum.
 
-The weights are traced as *inputs* of the graph, under their state dict names, so the tracer neither copies
-nor serialises them. They become initializers afterwards, streamed tensor by tensor into one external data
-file: memory stays close to one copy of the model, and no protobuf holds a weight.
+The weights are traced as inputs of the graph, under their state dict names, so the tracer neither copies nor
+serializes them. Afterwards they become initializers, written one by one into an external data file. So memory holds
+little more than one copy of the model, and no protobuf message holds a weight.
 """
 
 import copy
@@ -20,36 +20,31 @@ from optimum.exporters.onnx.convert import export
 from optimum.utils import NormalizedTextConfig
 
 from bgem3.export.checkpoint import BGEM3Torch
-from bgem3.export.weights import WeightsFile
+from bgem3.export.graph import NORM_FLOOR
+from bgem3.export.weights import WEIGHTS_FILE, write_weights
 
 MODEL_FILE = "model.onnx"
-WEIGHTS_FILE = "weights.bin"
 OPSET = 17  # the first with LayerNormalization
 MAX_CONSTANT_SIZE = 8  # elements; the tracer's own constants are scalars, axes and shapes
-NORM_FLOOR = 1e-12  # torch.nn.functional.normalize's eps
 DESCRIPTION = (
     "BGE-M3 over padded texts. dense: L2-normalised state of <s>. "
     "sparse: one weight per token, 0 where attention_mask is 0. "
     "multivector: one L2-normalised row per token, zeros where attention_mask is 0; row 0 is <s>, drop it."
 )
+"""Documentation in the graph; every export writes the same text."""
 
 
 class PaddedModel(torch.nn.Module):
-    """The backbone and the heads that a checkpoint has over padded texts, with the weights as an argument.
+    """The model over padded texts, with its weights as an argument.
 
-    Shapes: B texts, S tokens of the longest one, D dimensions of a state, M of a multi-vector row.
-
-    Parameters
-    ----------
-    model : BGEM3Torch
-        As `export_portable` takes it. Its modules are copied, its weights are shared; it is left as it was.
+    Its modules are copies, so the original keeps its weights; the tensors themselves are shared.
 
     Attributes
     ----------
     outputs : tuple of str
-        What it gives, in order: the outputs of ``model``.
-    weights : dict of str to torch.Tensor
-        By state dict name, in the layout of the graph: those of linear layers are (in, out), for MatMul.
+        The original's outputs, in order.
+    weights : dict of str to Tensor
+        Tensors by state dict name. Linear weights are (in, out), as MatMul takes them.
     """
 
     def __init__(self, model: BGEM3Torch) -> None:
@@ -60,58 +55,51 @@ class PaddedModel(torch.nn.Module):
         self.sparse_linear = copied.sparse_linear
         self.colbert_linear = copied.colbert_linear
         self.config: Any = self.backbone.config
-        self.weights = {name: self._turn(name, weight) for name, weight in self.state_dict().items()}
+        self.weights = {name: self._transpose_linear(name, weight) for name, weight in self.state_dict().items()}
         for name in self.weights:
-            module, leaf = self._locate(name)
-            delattr(module, leaf)
+            delattr(*self._locate(name))
 
     def forward(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, weights: list[torch.Tensor]
     ) -> tuple[torch.Tensor, ...]:
-        """Compute the heads that there are.
+        """Compute the outputs: float32 (B, D), (B, S) and (B, S, M).
 
         Parameters
         ----------
-        input_ids : torch.Tensor
-            int64 (B, S).
-        attention_mask : torch.Tensor
-            int64 (B, S), 1 for the tokens of a text and 0 for padding.
-        weights : list of torch.Tensor
-            float32, in the order and layout of ``self.weights``.
-
-        Returns
-        -------
-        tuple of torch.Tensor
-            ``outputs`` in their order: dense (B, D), sparse (B, S) and multivector (B, S, M), all float32.
+        input_ids : int64 tensor (B, S)
+            Token ids of B texts, each padded to S tokens.
+        attention_mask : int64 tensor (B, S)
+            1 for the tokens of a text and 0 for padding.
+        weights : list of float32 tensors
+            In the order and layout of ``self.weights``.
         """
         for name, weight in zip(self.weights, weights, strict=True):
-            module, leaf = self._locate(name)
-            setattr(module, leaf, self._turn(name, weight))
+            setattr(*self._locate(name), self._transpose_linear(name, weight))
         token_type_ids = torch.zeros_like(input_ids)  # the model's own default would be traced as a constant
         hidden = self.backbone(input_ids, attention_mask, token_type_ids).last_hidden_state  # (B, S, D)
         is_padding = attention_mask == 0
-        heads = [_normalise(hidden[:, 0])]
+        heads = [_normalize(hidden[:, 0])]
         if self.sparse_linear is not None:
             sparse = torch.relu(self.sparse_linear(hidden))[..., 0]  # (B, S)
             heads.append(sparse.masked_fill(is_padding, 0.0))
         if self.colbert_linear is not None:
-            multivector = _normalise(self.colbert_linear(hidden))  # (B, S, M)
+            multivector = _normalize(self.colbert_linear(hidden))  # (B, S, M)
             heads.append(multivector.masked_fill(is_padding[..., None], 0.0))
         return tuple(heads)
 
     def _locate(self, name: str) -> tuple[torch.nn.Module, str]:
-        """Return the module that holds a weight, and the weight's name there."""
-        path, _, leaf = name.rpartition(".")
-        return self.get_submodule(path), leaf
+        """Return the module that a weight belongs to, and the weight's attribute name there."""
+        path, _, attribute = name.rpartition(".")
+        return self.get_submodule(path), attribute
 
-    def _turn(self, name: str, weight: torch.Tensor) -> torch.Tensor:
-        """Turn a linear layer's weight from (out, in) to (in, out) or back; leave any other as it is."""
-        module, leaf = self._locate(name)
-        return weight.t() if isinstance(module, torch.nn.Linear) and leaf == "weight" else weight
+    def _transpose_linear(self, name: str, weight: torch.Tensor) -> torch.Tensor:
+        """Transpose a linear layer's weight, and return any other tensor as it is."""
+        module, attribute = self._locate(name)
+        return weight.t() if isinstance(module, torch.nn.Linear) and attribute == "weight" else weight
 
 
 class PaddedOnnxConfig(OnnxConfig):  # type: ignore[misc]
-    """What optimum asks about `PaddedModel`: names, dynamic axes and an example."""
+    """The names, dynamic axes and example inputs that optimum needs to trace a `PaddedModel`."""
 
     NORMALIZED_CONFIG_CLASS = NormalizedTextConfig
 
@@ -122,54 +110,44 @@ class PaddedOnnxConfig(OnnxConfig):  # type: ignore[misc]
 
     @property
     def inputs(self) -> dict[str, dict[int, str]]:
-        """Dynamic axes by input; the weights have none."""
+        """Return the dynamic axes of each input; weights have none."""
         axes = {0: "batch", 1: "sequence"}
         return {"input_ids": axes, "attention_mask": axes} | {name: {} for name in self.weights}
 
     @property
     def outputs(self) -> dict[str, dict[int, str]]:
-        """Dynamic axes by output."""
+        """Return the dynamic axes of each output."""
         axes = {0: "batch", 1: "sequence"}
         by_output = {"dense": {0: "batch"}, "sparse": axes, "multivector": axes}
         return {name: by_output[name] for name in self._outputs}
 
     def ordered_inputs(self, model: torch.nn.Module) -> dict[str, dict[int, str]]:
-        """Return `inputs`: by itself, optimum would seek each name among the arguments of ``forward``."""
+        """Return `inputs` unchanged; optimum's method would look for each name among ``forward``'s arguments."""
         return self.inputs
 
     def generate_dummy_inputs(
         self, framework: str = "pt", **shapes: int
     ) -> dict[str, torch.Tensor | list[torch.Tensor]]:
-        """Return an example: token ids and mask as int64 (2, 8), and the weights themselves."""
+        """Return token ids and a mask, int64 (2, 8), and the weights themselves."""
         input_ids = torch.zeros((2, 8), dtype=torch.int64)
         weights = list(self.weights.values())
         return {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids), "weights": weights}
 
 
 def export_portable(model: BGEM3Torch, folder: Path) -> None:
-    """Write ``model.onnx`` and its ``weights.bin``, for any runtime of standard ONNX (opset 17, float32).
+    """Write ``model.onnx`` and its weights file, for any runtime of standard ONNX (opset 17, float32).
 
-    | input            | type, shape                  | meaning                                              |
+    | input or output  | type, shape                  | meaning                                              |
     |------------------|------------------------------|------------------------------------------------------|
-    | `input_ids`      | int64 (batch, sequence)      | token ids, special tokens included                   |
+    | `input_ids`      | int64 (batch, sequence)      | token ids, with special tokens                       |
     | `attention_mask` | int64 (batch, sequence)      | 1 for the tokens of a text, 0 for padding            |
-
-    | output           | type, shape                  | meaning                                              |
-    |------------------|------------------------------|------------------------------------------------------|
-    | `dense`          | float32 (batch, D)           | L2-normalised state of the first token, ``<s>``      |
+    | `dense`          | float32 (batch, D)           | L2-normalized state of the first token, ``<s>``      |
     | `sparse`         | float32 (batch, sequence)    | ReLU of the sparse head; 0 at padding                |
-    | `multivector`    | float32 (batch, sequence, M) | L2-normalised colbert head, row by row; 0 at padding |
+    | `multivector`    | float32 (batch, sequence, M) | L2-normalized rows of the colbert head; 0 at padding |
 
-    Row 0 of `multivector` is ``<s>``, for the caller to drop; likewise the sparse weights of special tokens.
-    Position ids follow XLM-RoBERTa's rule from `input_ids`: a pad id inside a text takes the pad position and
-    is attended to. Nothing is truncated: a text with more tokens than the model has positions for fails.
-
-    Parameters
-    ----------
-    model : BGEM3Torch
-        Traced in evaluation mode, and left as it was.
-    folder : pathlib.Path
-        Made if missing; files of the same names in it are overwritten.
+    The caller drops row 0 of `multivector`, ``<s>``, and the sparse weights of special tokens. Position ids follow
+    XLM-RoBERTa's rule: a pad id inside a text takes the pad position and is attended to. The graph truncates nothing:
+    it fails for a text with more tokens than the model has positions.
 
     Raises
     ------
@@ -185,21 +163,21 @@ def export_portable(model: BGEM3Torch, folder: Path) -> None:
     onnx.save(traced, folder / MODEL_FILE)
 
 
-def _normalise(rows: torch.Tensor) -> torch.Tensor:
-    """Divide each row of a float32 (..., D) tensor by its L2 norm, or by 1e-12 if that is larger."""
+def _normalize(rows: torch.Tensor) -> torch.Tensor:
+    """Divide each float32 row (..., D) by its L2 norm, or by 1e-12 if that is larger."""
     norms: torch.Tensor = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
     return rows / norms.clamp_min(NORM_FLOOR)
 
 
 def _trace(model: PaddedModel) -> onnx.ModelProto:
-    """Trace the model with optimum; its weights are inputs of the graph."""
+    """Trace the model with optimum; the graph's inputs include the weights."""
     with tempfile.TemporaryDirectory() as scratch, warnings.catch_warnings():
-        # a check of padding_idx in torch; the 1.0 in transformers' mask; torch's TorchScript exporter
+        # a check of padding_idx in torch, the 1.0 in transformers' mask, and torch's TorchScript exporter
         warnings.filterwarnings("ignore", "Converting a tensor to a Python", module="torch.nn.functional")
         warnings.filterwarnings("ignore", "torch.tensor results are registered as constants")
         warnings.simplefilter("ignore", DeprecationWarning)
         path = Path(scratch) / MODEL_FILE
-        # optimum's fix of dynamic axes would run the graph; all of ours are named
+        # optimum's fix of dynamic axes would run the graph, and here every axis has its name already
         export(model, PaddedOnnxConfig(model), path, opset=OPSET, disable_dynamic_axes_fix=True)
         return onnx.load(path)
 
@@ -217,12 +195,10 @@ def _check_constants(graph: onnx.GraphProto) -> None:
 
 
 def _attach_weights(graph: onnx.GraphProto, weights: dict[str, torch.Tensor], path: Path) -> None:
-    """Turn the graph's weight inputs into initializers; those that a node reads are written to ``path``."""
+    """Turn the weight inputs that a node reads into initializers, written to ``path``, and drop the others."""
     text_inputs = [value for value in graph.input if value.name not in weights]
     del graph.input[:]
     graph.input.extend(text_inputs)
     names_read = {name for node in graph.node for name in node.input}
-    with WeightsFile(path, np.float32) as file:
-        for name in [name for name in weights if name in names_read]:
-            file.write(name, weights[name].numpy())
-            graph.initializer.append(file.initializer(name))
+    read = ((name, weight.numpy(), np.float32) for name, weight in weights.items() if name in names_read)
+    graph.initializer.extend(write_weights(path, read).values())

@@ -1,4 +1,7 @@
-"""The checkpoint's own outputs in PyTorch, one text at a time: what every artifact is compared with."""
+"""The checkpoint's own outputs in PyTorch, one text at a time; every graph is compared with them."""
+
+import json
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -9,7 +12,11 @@ from tqdm import tqdm
 from bgem3.export.checkpoint import Checkpoint
 from bgem3.runtime.parity import Reference
 
-VECTORS_PER_TEXT = 64  # multi-vectors kept per text, evenly spaced: 8 MB for BGE-M3, not 60
+SENTENCES: tuple[str, ...] = tuple(
+    json.loads(Path(__file__).with_name("parity_texts.json").read_text(encoding="utf-8"))
+)
+"""Short texts in many scripts."""
+VECTORS_PER_TEXT = 64  # multi-vectors stored for a text; they take 8 MB for BGE-M3, where all would take 60
 
 
 def reference_outputs(
@@ -19,9 +26,10 @@ def reference_outputs(
     vectors_per_text: int | None = VECTORS_PER_TEXT,
     show_progress: bool = False,
 ) -> Reference:
-    """Encode texts with the checkpoint in float32, each alone and without padding; None keeps all multi-vectors.
+    """Encode texts with the checkpoint in float32, each alone and without padding.
 
-    An output that the checkpoint has no head for is empty.
+    A long text is truncated at the model's maximum. ``vectors_per_text`` multi-vectors of each text are kept, evenly
+    spaced, or all if it is None. An output without a head stays empty.
     """
     spec = checkpoint.spec
     n_tokens, dense, sparse = [], [], []
@@ -36,8 +44,7 @@ def reference_outputs(
         sparse.append(_lexical_weights(checkpoint, token_ids, heads["sparse"]) if "sparse" in heads else {})
         if "multivector" in heads:
             vectors = heads["multivector"]
-            n_kept = len(vectors) if vectors_per_text is None else vectors_per_text
-            rows = np.unique(np.linspace(0, len(vectors) - 1, n_kept).astype(np.int64))
+            rows = evenly_spaced(len(vectors), vectors_per_text or len(vectors))
             multivector.append(vectors[rows])
             multivector_rows.append(n_vectors + rows)
             n_vectors += len(vectors)
@@ -52,7 +59,7 @@ def reference_outputs(
 
 
 def last_states(checkpoint: Checkpoint, text: str) -> tuple[list[int], torch.Tensor]:
-    """Return the token ids of one text, and its last hidden states, (T, D) float32."""
+    """Return a text's token ids and its last hidden states, (T, D) float32."""
     token_ids = checkpoint.token_ids(text, checkpoint.spec.max_length)
     ids = torch.tensor([token_ids])
     with torch.inference_mode():
@@ -60,9 +67,15 @@ def last_states(checkpoint: Checkpoint, text: str) -> tuple[list[int], torch.Ten
     return token_ids, output.last_hidden_state[0]
 
 
+def evenly_spaced(n: int, n_chosen: int) -> NDArray[np.int64]:
+    """Return up to ``n_chosen`` of the positions 0 to n - 1, evenly spaced, the first and the last among them."""
+    return np.unique(np.linspace(0, n - 1, n_chosen).astype(np.int64))
+
+
 def _lexical_weights(
     checkpoint: Checkpoint, token_ids: list[int], token_weights: NDArray[np.float32]
 ) -> dict[int, float]:
+    """Return the largest positive weight of each token id, without special tokens."""
     spec = checkpoint.spec
     weights: dict[int, float] = {}
     for token_id, weight in zip(token_ids, token_weights.tolist(), strict=True):
@@ -78,32 +91,8 @@ def _matrix(rows: list[dict[int, float]], n_columns: int) -> csr_array:
     return csr_array((values, indices, indptr), shape=(len(rows), n_columns))
 
 
-SENTENCES = (
-    "What is BGE M3?",
-    "BM25 is a bag-of-words retrieval function that ranks documents by the query terms they contain.",
-    "Der schnelle Zug fährt über die Brücke, während es regnet.",
-    "El mercado abre temprano y cierra cuando cae la noche.",
-    "La bibliothèque prête des livres à tous les élèves du quartier.",
-    "Поезд прибывает на вокзал ровно в полночь.",
-    "Η θάλασσα ήταν ήρεμη εκείνο το πρωί.",
-    "تفتح المكتبة أبوابها في الصباح الباكر كل يوم.",
-    "הספרייה פתוחה לקהל גם בערב.",
-    "नदी के किनारे एक छोटा सा गाँव बसा है।",
-    "ฝนตกหนักมาตั้งแต่เช้าวันนี้",
-    "图书馆每天早上八点开门，晚上九点关门。",
-    "図書館は朝八時に開き、夜九時に閉まります。",
-    "도서관은 아침 여덟 시에 문을 엽니다.",
-    "Thư viện mở cửa từ sáng sớm đến tối muộn.",
-    "ნაპირზე ძველი ნავი დგას.",
-    "The same word, the same word, the same word.",
-    "price: 1,234.56 € (−7 %) at 09:30; e-mail a.b+c@example.org",
-    "A <mask> in the text, a </s> too, and <pad> and <unk>.",
-    "naïve café\u0301 — 👩‍🚀🚀 ﬁne ①",
-)
-
-
 def parity_texts(checkpoint: Checkpoint) -> list[str]:
-    """Return the built-in texts: empty, one character, many scripts, and long ones up to truncation."""
+    """Return the built-in texts: empty ones, a letter, sentences in many scripts, and long texts up to truncation."""
     block = " ".join(SENTENCES)
     n_block = len(checkpoint.token_ids(block))
     limit = checkpoint.spec.max_length

@@ -1,13 +1,13 @@
-"""Where each channel's range goes before rounding: a shift and a factor per input channel of a group.
+"""Smoothing: a shift and a factor for each input channel of a group, fitted to the error of int8.
 
-SmoothQuant (Xiao et al., 2023, arXiv:2211.10438) divides activations by factors and multiplies weights by them, taking
-the factors from a formula; here they start from it and are then fitted to what rounding costs. As in Outlier
-Suppression+ (Wei et al., 2023, arXiv:2304.09145), channels are shifted to lie around 0. Where it goes, exactly:
+SmoothQuant (Xiao et al., 2023, arXiv:2211.10438) divides activations by factors and multiplies weights by them. Its
+formula for the factors is the start here; then they are fitted. As in Outlier Suppression+ (Wei et al., 2023,
+arXiv:2304.09145), shifts center the channels around 0. The model's function stays the same:
 
-- ``qkv``, ``intermediate``: the shift into the bias of the LayerNorm before, and back out of it in the biases of the
-  projections and of what is added to the LayerNorm's output; the factors into one multiplication
-- ``attention_output``: the factors into the value projection, since the context is linear in the values; no shift
-- ``output``: the factors into one multiplication after GELU, which is not linear; no shift
+- ``qkv``, ``intermediate``: the bias of the LayerNorm before takes the shifts, and the biases of the projections and of
+  the layer added to the LayerNorm's output take them back; one multiplication applies the factors
+- ``attention_output``: the value projection takes the factors, since the context is linear in the values; no shifts
+- ``output``: one multiplication after GELU, which is not linear, applies the factors; no shifts
 """
 
 from dataclasses import dataclass
@@ -20,41 +20,50 @@ from tqdm import tqdm
 from bgem3.export.quantization import INPUTS_PER_BLOCK, Array, groups, parts, zero_point
 from bgem3.runtime.artifact import ModelSpec
 
-N_STEPS = 60
-STEP_SIZE = 0.06  # of a logarithm of a factor, falling to 0
-WEIGHT_SHARE = 0.2  # of the weights' rounding error, most of which `bgem3.export.gptq` takes away
-WHOLE_ROW_SHARE = 0.08  # of rows, for the graph that quantizes them whole, beside the one that does so in blocks
-SMALLEST = 1e-6  # keeps channels that are always or multiplied by 0 finite
-FACTORS_ALONE = (".attention_output", ".output")  # groups without shifts
+N_STEPS = 60  # steps of the fit; it has converged by then
+STEP_SIZE = 0.06  # first step of a factor's logarithm; the last is 0
+WEIGHT_SHARE = 0.2  # share of the weights' rounding error that `bgem3.export.gptq` leaves
+WHOLE_ROW_SHARE = 0.08  # share of the graph with one scale for a row; the rest is of the graph with blocks
+SMALLEST = 1e-6  # keeps factors finite for channels of zeros, or channels that zeros multiply
+WITHOUT_SHIFTS = (".attention_output", ".output")  # ends of the groups' names
 
 
 @dataclass(frozen=True, kw_only=True)
 class Smoothing:
-    """A group's input x (T, K) becomes ``(x - shifts) / factors``, both (K,), before it is rounded."""
+    """A group's input x (T, K) becomes ``(x - shifts) / factors``, both float32 (K,), before it is rounded."""
 
     shifts: Array
     factors: Array
+
+    def apply(self, rows: Array) -> Array:
+        """Return smoothed rows (T, K)."""
+        return np.asarray((rows - self.shifts) / self.factors, np.float32)
 
 
 def fit_smoothing(rows: Array, weight: Array, sensitivity: Array, *, zero_point: int, is_shifted: bool) -> Smoothing:
     """Fit shifts and factors to the expected error of ``rows @ weight`` in int8.
 
-    With ``h_tb`` half the range of row t in block b of 128 channels, ``h_t`` half the range that the row takes as a
-    whole, ``M_n`` the largest magnitude of the weight's column n, ``f_n`` its sensitivity and ``v_j`` the variance of
-    channel j, all after smoothing, uniform rounding costs, up to one common constant,
-    ``0.92 Σ_b mean(h_tb²) E_b + 0.08 mean(h_t²) Σ_b E_b + 0.2 Σ_n f_n M_n² Σ_j v_j`` with ``E_b = Σ_jn f_n w_jn²``
-    over the block's channels: rows' errors in either graph, and what is left of weights' errors.
+    Uniform rounding has, up to a constant factor, the squared error ``0.92 Σ_b mean(h_tb²) E_b +
+    0.08 mean(h_t²) Σ_b E_b + 0.2 Σ_n f_n M_n² Σ_j v_j``. After smoothing, ``h_tb`` is half the range of row t in block
+    b, ``h_t`` half the range of the whole row, ``E_b = Σ_jn f_n w_jn²`` over the block's channels, ``M_n`` the largest
+    magnitude of the weight's column n, and ``v_j`` the variance of channel j. The first two terms are the rows' errors
+    in the two int8 graphs; the third is the part of the weights' errors that is left.
 
     Parameters
     ----------
-    rows : float32 (R, K), a sample of the input
-    weight : float32 (K, N)
-    sensitivity : float32 (N,), how much an error in each output channel matters
-    zero_point : that of a whole row
-    is_shifted : whether there may be shifts; else they are 0
+    rows : float32 array (R, K)
+        A sample of the group's input.
+    weight : float32 array (K, N)
+        The weights of the group's projections, side by side.
+    sensitivity : float32 array (N,)
+        How much an error in each output channel matters, ``f_n``.
+    zero_point : int
+        The zero point of a row with one scale.
+    is_shifted : bool
+        Fit shifts, too; otherwise they are 0.
     """
     n_inputs = len(weight)
-    missing = (0, -n_inputs % INPUTS_PER_BLOCK)  # of the last block: channels of zeros
+    missing = (0, -n_inputs % INPUTS_PER_BLOCK)  # channels of zeros that complete the last block
     x = pad(torch.from_numpy(rows), missing)
     w = pad(torch.from_numpy(np.abs(weight.T) * sensitivity[:, None] ** 0.5), missing)  # (N, K)
     energy, variance = w.square().sum(0), x.var(0, correction=0)
@@ -66,23 +75,23 @@ def fit_smoothing(rows: Array, weight: Array, sensitivity: Array, *, zero_point:
     variables = [log_factors, moves] if is_shifted else [log_factors]
     optimizer = torch.optim.Adam([variable.requires_grad_() for variable in variables], lr=STEP_SIZE)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, N_STEPS)
-    starts, of_row = torch.arange(0, x.shape[1], INPUTS_PER_BLOCK), torch.arange(len(x))[:, None]
+    starts, row_index = torch.arange(0, x.shape[1], INPUTS_PER_BLOCK), torch.arange(len(x))[:, None]
     for _ in range(N_STEPS):
         shifts, factors = middle + moves * width, log_factors.exp()
         with torch.no_grad():  # the gradient of a maximum needs only its place
             blocks = ((x - shifts) / factors).view(len(x), -1, INPUTS_PER_BLOCK)
             ends = torch.stack([blocks.argmax(2), blocks.argmin(2)]) + starts  # (2, R, blocks)
-            of_column = (w * factors).argmax(1)  # (N,)
-        largest, least = (x[of_row, ends] - shifts[ends]) / factors[ends]  # (R, blocks)
+            heaviest = (w * factors).argmax(1)  # (N,)
+        largest, least = (x[row_index, ends] - shifts[ends]) / factors[ends]  # (R, blocks)
         largest, least = largest.clamp(min=0), least.clamp(max=0)
         whole = torch.maximum(largest.amax(1) / (255 - zero_point), least.amin(1) / -zero_point) * 255  # (R,)
-        columns = w.gather(1, of_column[:, None])[:, 0] * factors[of_column]
+        columns = w.gather(1, heaviest[:, None])[:, 0] * factors[heaviest]
         energies = (factors.square() * energy).view(-1, INPUTS_PER_BLOCK).sum(1)
-        of_blocks = ((largest - least).square().mean(0) * energies).sum() / 4
-        of_rows = whole.square().mean() * energies.sum() / 4
-        of_weights = columns.square().sum() * (variance / factors.square()).sum()
+        block_error = ((largest - least).square().mean(0) * energies).sum() / 4
+        row_error = whole.square().mean() * energies.sum() / 4
+        weight_error = columns.square().sum() * (variance / factors.square()).sum()
         optimizer.zero_grad()
-        torch.log(torch.lerp(of_blocks, of_rows, WHOLE_ROW_SHARE) + WEIGHT_SHARE * of_weights).backward()
+        torch.log(torch.lerp(block_error, row_error, WHOLE_ROW_SHARE) + WEIGHT_SHARE * weight_error).backward()
         optimizer.step()
         schedule.step()
     with torch.no_grad():
@@ -97,31 +106,28 @@ def fit_smoothings(
     *,
     show_progress: bool = False,
 ) -> dict[str, Smoothing]:
-    """Fit the smoothing of every group; arguments by group, tensor and projection."""
+    """Fit the smoothing of each group to samples of its input, the encoder's tensors and projections' sensitivities."""
     smoothings = {}
     for group, rows in tqdm(samples.items(), desc="smoothing", unit="group", disable=not show_progress):
-        weight = np.hstack([tensors[f"{part}.weight"] for part in parts(group)])
-        sensitivity = np.hstack([sensitivities[part] for part in parts(group)])
-        is_shifted = not group.endswith(FACTORS_ALONE)
         smoothings[group] = fit_smoothing(
-            rows, weight, sensitivity, zero_point=zero_point(group), is_shifted=is_shifted
+            rows,
+            np.hstack([tensors[f"{part}.weight"] for part in parts(group)]),
+            np.hstack([sensitivities[part] for part in parts(group)]),
+            zero_point=zero_point(group),
+            is_shifted=not group.endswith(WITHOUT_SHIFTS),
         )
     return smoothings
 
 
 def smooth(tensors: dict[str, Array], smoothings: dict[str, Smoothing], spec: ModelSpec) -> None:
-    """Fold shifts, factors, and the key's and value's biases into a model's tensors, in place.
+    """Fold shifts, factors, and the biases of keys and values into a model's tensors, in place.
 
-    The model computes the same afterwards, up to rounding, if the inputs of all groups but ``attention_output`` are
-    multiplied by ``GROUP.smoothing`` (K,), which is added to the tensors. The key's bias is dropped: it adds the
-    same to all of a query's scores, which softmax ignores.
-
-    Parameters
-    ----------
-    tensors : the encoder's tensors by the graphs' names, linear weights as (in, out)
+    The model computes the same afterwards, up to float rounding, if it multiplies the input of each group by the new
+    tensor ``GROUP.smoothing`` (K,); ``attention_output`` has none. The biases of keys go: each adds one number to all
+    scores of a query, which softmax ignores.
     """
     for group, smoothing in smoothings.items():
-        if not group.endswith(FACTORS_ALONE):
+        if not group.endswith(WITHOUT_SHIFTS):
             _shift(tensors, group, smoothing.shifts)
         if not group.endswith(".attention_output"):
             tensors[f"{group}.smoothing"] = np.asarray(1 / smoothing.factors, np.float32)
@@ -137,7 +143,7 @@ def smooth(tensors: dict[str, Array], smoothings: dict[str, Smoothing], spec: Mo
 
 
 def _shift(tensors: dict[str, Array], group: str, shifts: Array) -> None:
-    """Take shifts (K,) from the LayerNorm output that a group reads, and give them back wherever it goes."""
+    """Subtract shifts (K,) from the LayerNorm output that a group reads, and add them back where it goes."""
     layer, _, kind = group.rpartition(".")
     if kind == "qkv":
         number = int(layer.removeprefix("layer."))
