@@ -15,7 +15,8 @@ from bgem3.export.heads import load_head
 from bgem3.export.stored_tensors import read_weights
 from bgem3.export.tokenizer import load_tokenizer, special_ids
 from bgem3.runtime.artifact import OUTPUTS, ModelSpec, Output, sha256_of
-from bgem3.runtime.source import CheckpointError, checkpoint_files, find_checkpoint, find_heads
+from bgem3.runtime.checkpoint_files import checkpoint_files, find_checkpoint, find_heads
+from bgem3.runtime.hub import CheckpointError
 
 HEAD_FILE = {"sparse": "sparse_linear.pt", "multivector": "colbert_linear.pt"}
 """The file of each trained head by its output; the dense output has none."""

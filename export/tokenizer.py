@@ -8,7 +8,7 @@ from tokenizers import Tokenizer
 from transformers import XLMRobertaConfig
 
 from bgem3.runtime import tokenizer as runtime_tokenizer
-from bgem3.runtime.source import CheckpointError
+from bgem3.runtime.hub import CheckpointError
 
 
 def read_tokenizer_file(folder: Path) -> bytes:

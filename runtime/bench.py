@@ -16,12 +16,12 @@ from bgem3.runtime.bench_hardware import environment
 from bgem3.runtime.bench_parts import MEASURES, Bench
 from bgem3.runtime.bench_report import PARTS, BenchReport
 from bgem3.runtime.bench_workload import EFFORTS
+from bgem3.runtime.checkpoint_files import find_checkpoint
 from bgem3.runtime.cpus import available_cpus
 from bgem3.runtime.device import check_device, device_number, require_cuda
 from bgem3.runtime.model import BGEM3Model
 from bgem3.runtime.parity import Reference
 from bgem3.runtime.portable_graph import PORTABLE
-from bgem3.runtime.source import find_checkpoint
 
 
 def run_bench(

@@ -23,7 +23,7 @@ from bgem3.runtime.parity import Reference, check_graphs, check_parity
 from bgem3.runtime.portable_graph import PORTABLE, check_portable
 from bgem3.runtime.published_values import HUB_ID, compare_published, missed_published
 from bgem3.runtime.text_lines import open_lines, read_texts
-from bgem3.runtime.tokenizer import cut_texts
+from bgem3.runtime.texts import cut_texts
 from bgem3.runtime.writers import check_suffix, write_file, write_jsonl
 
 TEXTS_PER_CHUNK = 4096  # encoded at once: enough to group by length

@@ -17,7 +17,8 @@ from bgem3.runtime.device import EncoderSession, open_encoder
 from bgem3.runtime.forks import check_process
 from bgem3.runtime.packing import PackedBatch, pack, plan_batches
 from bgem3.runtime.results import Assembly
-from bgem3.runtime.tokenizer import TextTokenizer, check_texts, cut_texts, rows_of
+from bgem3.runtime.texts import check_texts, cut_texts, rows_of
+from bgem3.runtime.tokenizer import TextTokenizer
 from bgem3.scoring import (
     Embeddings,
     Scores,

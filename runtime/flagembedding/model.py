@@ -19,7 +19,7 @@ from bgem3.runtime.flagembedding.arguments import (
 )
 from bgem3.runtime.flagembedding.parts import FlagTokenizer, InnerModel
 from bgem3.runtime.model import check_whole_number, pair_scores, split_pairs
-from bgem3.runtime.tokenizer import check_texts
+from bgem3.runtime.texts import check_texts
 from bgem3.scoring import Scores, multivector_pair_scores
 from bgem3.scoring.hybrid import check_weights
 

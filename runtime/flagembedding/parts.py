@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 
 from bgem3.runtime.artifact import ModelSpec
 from bgem3.runtime.model import BGEM3Model
-from bgem3.runtime.tokenizer import check_texts
+from bgem3.runtime.texts import check_texts
 
 # What decoding with clean_up_tokenization_spaces, BGE-M3's setting, replaces, in this order.
 CLEANED_SPACES = (
