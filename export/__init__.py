@@ -1,4 +1,4 @@
-"""A BGE-M3 checkpoint becomes an artifact folder of ONNX graphs."""
+"""Export of BGE-M3 checkpoints to artifact folders of ONNX graphs."""
 
 from bgem3.export.exporter import export_model
 from bgem3.runtime.hub import CheckpointError

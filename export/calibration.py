@@ -12,7 +12,7 @@ from bgem3.export.quantization import Array, QuantizedWeight, dequantized_rows, 
 from bgem3.export.reference import evenly_spaced, last_states
 from bgem3.export.weights import linear_layers
 
-ROWS_PER_TEXT = 32  # rows sampled from each text's input; more change the fitted values little
+ROWS_PER_TEXT = 32  # rows sampled from each text's input; they bound the samples' memory
 
 
 def sample_inputs(checkpoint: Checkpoint, texts: list[str], *, show_progress: bool = False) -> dict[str, Array]:

@@ -1,4 +1,4 @@
-"""export_model: a checkpoint becomes an artifact folder, whole or not at all."""
+"""The export of a checkpoint to an artifact folder, whole or not at all."""
 
 import errno
 import gc
@@ -64,27 +64,38 @@ def export_model(
 ) -> dict[str, Any]:
     """Export a BGE-M3 checkpoint to an artifact folder and verify it.
 
-    The folder is written beside ``target`` under a hidden name, compared with the checkpoint's own PyTorch
-    outputs, and takes the target's place in one step; whatever stops the export, ``target`` is left as it was. What a
-    killed export left is removed by the next one to the same target.
+    The export writes a hidden folder beside ``target``, compares its graphs with the checkpoint in PyTorch, and renames
+    it to ``target`` in one step. If anything stops it, ``target`` stays as it was. The next export to the same target
+    removes what a killed one left.
 
     Parameters
     ----------
-    source : hub id ("BAAI/bge-m3") or checkpoint folder
-    target : the artifact folder to make
-    precisions : stored precisions, any of "fp16", "fp32" and "int8"
-    calibration : texts like those that will be encoded, from which int8 takes its ranges; None for built-in ones
-    portable : also write portable/model.onnx, in standard ONNX operators with padded inputs, fp32
-    overwrite : replace ``target`` if it is an artifact folder already
-    show_progress : show progress bars on standard error
-    cache_dir : the hub's download cache, None for its default
-    outputs : what the artifact gives, "dense" and any of "sparse" and "multivector"; the heads of others are not needed
-    heads_from : hub id or checkpoint folder whose sparse and multi-vector heads are taken, for a fine-tune that was
-        saved without them; of a hub id, only the heads' files are downloaded
+    source : str or Path
+        Hub id ("BAAI/bge-m3") or checkpoint folder.
+    target : str or Path
+        Artifact folder to make.
+    precisions : sequence of str
+        Stored precisions, any of "fp16", "fp32" and "int8".
+    calibration : sequence of str or None
+        Texts like those to encode, from which int8 takes its ranges; None for the built-in ones.
+    portable : bool
+        Write portable/model.onnx, too: fp32, standard ONNX operators, padded inputs.
+    overwrite : bool
+        Replace ``target`` if it is an artifact folder.
+    show_progress : bool
+        Show progress bars on standard error.
+    cache_dir : str, Path or None
+        The hub's download cache; None for its default.
+    outputs : sequence of str
+        "dense" and any of "sparse" and "multivector". The checkpoint needs no heads for other outputs.
+    heads_from : str, Path or None
+        Hub id or checkpoint folder whose sparse and multi-vector heads replace the checkpoint's own. Only the heads'
+        files are downloaded.
 
     Returns
     -------
-    The manifest as a dict; ``["parity"]`` is the report of the verification, by graph.
+    dict
+        The manifest. ``["parity"]`` holds the verification's report of each graph.
 
     Raises
     ------
@@ -97,15 +108,15 @@ def export_model(
     OverflowError
         If a weight does not fit the stored precision.
     ParityError
-        If an exported graph is further from the checkpoint than its precision allows, or int8 alone was asked for and
-        fails its quality gate. Beside other precisions it is left out, and ``["int8"]["refused"]`` says why.
+        If a graph is further from the checkpoint than its precision allows, or if "int8" is the only precision and
+        fails its quality gate. With other precisions, int8 is left out, and ``["int8"]["refused"]`` says why.
     OSError
         If the disk is full or not writable.
     """
     precisions = _check_precisions(precisions, portable)
     outputs = _check_outputs(outputs, heads_from)
     target = Path(target)
-    recover(target.absolute())  # before the check: a killed export may have renamed the target
+    recover(target.absolute())  # a killed export may have renamed the target
     _check_target(target, overwrite)
     checkpoint = load_checkpoint(source, cache_dir, outputs=outputs, heads_from=heads_from)
     with _new_folder(target, overwrite) as folder:
@@ -120,7 +131,7 @@ def export_model(
                 except ParityError as error:
                     if len(precisions) == 1:
                         raise
-                    int8_report = {"refused": str(error)}  # the other precisions are not lost for it
+                    int8_report = {"refused": str(error)}  # the other precisions are exported all the same
                     logger.warning("no int8 graph is written: %s", error)
             else:
                 graphs += _write_precision(checkpoint, folder, precision, show_progress)
@@ -129,8 +140,8 @@ def export_model(
         reference = reference_outputs(checkpoint, parity_texts(checkpoint), show_progress=show_progress)
         reference.save(folder)
         manifest = _manifest(checkpoint, folder, graphs) | ({"int8": int8_report} if int8_report else {})
-        del checkpoint  # its float32 weights, before the sessions take their own
-        gc.collect()  # the portable graph's tracing leaves them in reference cycles
+        del checkpoint  # frees its float32 weights before the sessions allocate their own
+        gc.collect()  # tracing the portable graph leaves reference cycles
         manifest["parity"] = _verify(check_artifact(folder, manifest), reference, show_progress)
         text = json.dumps(manifest, indent=2, ensure_ascii=False)
         (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")  # last: without it, nothing loads the folder
@@ -150,9 +161,7 @@ def _check_outputs(outputs: Sequence[Output], heads_from: str | Path | None) -> 
     if set(wanted) - set(OUTPUTS) or "dense" not in wanted:
         raise ValueError(f"outputs must be 'dense' and any other of {OUTPUTS}, found {outputs!r}")
     if heads_from is not None and set(wanted) == {"dense"}:
-        raise ValueError(
-            f"heads_from={str(heads_from)!r} gives heads that outputs={outputs!r} has no use for; leave one out"
-        )
+        raise ValueError(f"outputs={outputs!r} needs no heads, but heads_from={str(heads_from)!r} is given; drop one")
     return tuple(name for name in OUTPUTS if name in wanted)
 
 
@@ -167,7 +176,7 @@ def _check_target(target: Path, overwrite: bool) -> None:
 
 @contextmanager
 def _new_folder(target: Path, overwrite: bool) -> Iterator[Path]:
-    """Give a temporary folder that becomes the target when the block ends; say so if it cannot be written."""
+    """Yield a temporary folder that becomes the target when the block ends; explain errors of writing."""
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         with whole_folder(target, lambda path: overwrite and is_artifact(path)) as folder:

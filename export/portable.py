@@ -6,7 +6,6 @@ little more than one copy of the model, and no protobuf message holds a weight.
 """
 
 import copy
-import math
 import tempfile
 import warnings
 from pathlib import Path
@@ -25,7 +24,6 @@ from bgem3.export.weights import WEIGHTS_FILE, write_weights
 
 MODEL_FILE = "model.onnx"
 OPSET = 17  # the first with LayerNormalization
-MAX_CONSTANT_SIZE = 8  # elements; the tracer's own constants are scalars, axes and shapes
 DESCRIPTION = (
     "BGE-M3 over padded texts. dense: L2-normalised state of <s>. "
     "sparse: one weight per token, 0 where attention_mask is 0. "
@@ -148,15 +146,9 @@ def export_portable(model: BGEM3Torch, folder: Path) -> None:
     The caller drops row 0 of `multivector`, ``<s>``, and the sparse weights of special tokens. Position ids follow
     XLM-RoBERTa's rule: a pad id inside a text takes the pad position and is attended to. The graph truncates nothing:
     it fails for a text with more tokens than the model has positions.
-
-    Raises
-    ------
-    RuntimeError
-        If the traced graph holds a tensor of the model that is not in its state dict.
     """
     padded = PaddedModel(model)
     traced = _trace(padded)
-    _check_constants(traced.graph)
     folder.mkdir(parents=True, exist_ok=True)
     _attach_weights(traced.graph, padded.weights, folder / WEIGHTS_FILE)
     traced.doc_string = DESCRIPTION
@@ -180,18 +172,6 @@ def _trace(model: PaddedModel) -> onnx.ModelProto:
         # optimum's fix of dynamic axes would run the graph, and here every axis has its name already
         export(model, PaddedOnnxConfig(model), path, opset=OPSET, disable_dynamic_axes_fix=True)
         return onnx.load(path)
-
-
-def _check_constants(graph: onnx.GraphProto) -> None:
-    """Raise RuntimeError if a tensor of the model became a constant of the graph."""
-    names = [tensor.name for tensor in graph.initializer]
-    for node in graph.node:
-        names += [node.name for value in node.attribute if math.prod(value.t.dims) > MAX_CONSTANT_SIZE]
-    if names:
-        raise RuntimeError(
-            f"the traced graph holds tensors that are not in the model's state dict: {', '.join(names)}; "
-            "register them as parameters or persistent buffers"
-        )
 
 
 def _attach_weights(graph: onnx.GraphProto, weights: dict[str, torch.Tensor], path: Path) -> None:

@@ -12,7 +12,7 @@ from bgem3.export.quantization import Array, groups, parts
 from bgem3.export.reference import evenly_spaced
 from bgem3.export.weights import linear_layers
 
-N_TEXTS = 12  # texts measured; the average over their tokens hardly changes with more
+N_TEXTS = 12  # texts measured; each costs a backward pass
 MAX_LENGTH = 256  # tokens of a text; the gradients' memory grows with it
 
 

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from bgem3.export.quantization import INPUTS_PER_BLOCK, Array, groups, parts, zero_point
 from bgem3.runtime.artifact import ModelSpec
 
-N_STEPS = 60  # steps of the fit; it has converged by then
+N_STEPS = 60  # steps of the fit; they bound its time
 STEP_SIZE = 0.06  # first step of a factor's logarithm; the last is 0
 WEIGHT_SHARE = 0.2  # share of the weights' rounding error that `bgem3.export.gptq` leaves
 WHOLE_ROW_SHARE = 0.08  # share of the graph with one scale for a row; the rest is of the graph with blocks

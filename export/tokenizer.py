@@ -51,7 +51,7 @@ def special_ids(folder: Path, tokenizer: Tokenizer, config: XLMRobertaConfig) ->
             "post-processor of XLM-RoBERTa (TemplateProcessing '<s> $A </s>')"
         )
     _check_pad_id(folder, config, tokenizer.token_to_id("<pad>"))
-    unk_id = _unknown_id(folder, tokenizer)
+    unk_id = _unknown_id(tokenizer)
     if unk_id is None:
         raise CheckpointError(f"{path} has no token for unknown words (<unk>); save the tokenizer again with one")
     if tokenizer.get_vocab_size() > config.vocab_size:
@@ -94,9 +94,9 @@ def _check_pad_id(folder: Path, config: XLMRobertaConfig, named_pad_id: int | No
         )
 
 
-def _unknown_id(folder: Path, tokenizer: Tokenizer) -> int | None:
+def _unknown_id(tokenizer: Tokenizer) -> int | None:
     """Return the id of unknown words; a Unigram tokenizer stores the id, other models store the token."""
-    model = json.loads(read_tokenizer_file(folder))["model"]
+    model = json.loads(tokenizer.to_str())["model"]
     unk_id: int | None = model.get("unk_id")
     if unk_id is None:
         unk_id = tokenizer.token_to_id(model.get("unk_token") or "<unk>")
