@@ -20,7 +20,8 @@ from optimum.utils import NormalizedTextConfig
 
 from bgem3.export.checkpoint import BGEM3Torch
 from bgem3.export.graph import NORM_FLOOR
-from bgem3.export.weights import WEIGHTS_FILE, write_weights
+from bgem3.export.weights import write_weights
+from bgem3.runtime.artifact import WEIGHTS_FILE
 
 MODEL_FILE = "model.onnx"
 OPSET = 17  # the first with LayerNormalization

@@ -10,7 +10,7 @@ from scipy.sparse import csr_array
 from tqdm import tqdm
 
 from bgem3.export.checkpoint import Checkpoint
-from bgem3.runtime.parity import Reference
+from bgem3.runtime.reference import Reference
 
 SENTENCES: tuple[str, ...] = tuple(
     json.loads(Path(__file__).with_name("parity_texts.json").read_text(encoding="utf-8"))

@@ -11,7 +11,6 @@ from numpy.typing import DTypeLike, NDArray
 
 from bgem3.export.checkpoint import BGEM3Torch
 
-WEIGHTS_FILE = "weights.bin"
 ALIGNMENT = 64  # bytes; lets ONNX Runtime map the tensors and use aligned vector loads
 GRAPH_NAMES = {
     "backbone.embeddings.word_embeddings.weight": "embeddings.word",

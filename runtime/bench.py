@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from bgem3.runtime import cuda_session as cuda
+from bgem3.runtime import cuda_runtime as cuda
 from bgem3.runtime.artifact import OUTPUTS, is_artifact, read_artifact
 from bgem3.runtime.bench_contest import rows_of
 from bgem3.runtime.bench_environments import PythonFinder
@@ -19,9 +19,9 @@ from bgem3.runtime.bench_workload import EFFORTS
 from bgem3.runtime.checkpoint_files import find_checkpoint
 from bgem3.runtime.cpus import available_cpus
 from bgem3.runtime.device import check_device, device_number, require_cuda
+from bgem3.runtime.manifest import PORTABLE_GRAPH as PORTABLE
 from bgem3.runtime.model import BGEM3Model
-from bgem3.runtime.parity import Reference
-from bgem3.runtime.portable_graph import PORTABLE
+from bgem3.runtime.reference import Reference
 
 
 def run_bench(
@@ -94,7 +94,9 @@ def run_bench(
         spec, tokenizer, device, held = model.spec, model.tokenizer, model.device, model.precision
     opened = read_artifact(artifact)
     kind = device.partition(":")[0]
-    precisions = [of for of, for_device in opened.graphs if for_device == kind and precision in (None, of)]
+    precisions = list(
+        dict.fromkeys(g.precision for g in opened.graphs if g.device == kind and precision in (None, g.precision))
+    )
     rows = rows_of(peers, precisions, device)
     with ExitStack() as stack:
         work = Path(work or stack.enter_context(tempfile.TemporaryDirectory()))
@@ -198,7 +200,7 @@ def _make_artifact(
 ) -> None:
     export = importlib.import_module("bgem3.export")
     artifact = folder / "artifact"
-    held = {held for held, _ in read_artifact(artifact).graphs} if is_artifact(artifact) else set()
+    held = {graph.precision for graph in read_artifact(artifact).graphs} if is_artifact(artifact) else set()
     if held.issuperset(precisions) and (not portable or (artifact / PORTABLE).is_file()):
         return
     if checkpoint is None:

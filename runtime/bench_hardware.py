@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from bgem3.runtime import cuda_session as cuda
+from bgem3.runtime import cuda_runtime as cuda
 from bgem3.runtime.bench_peer_files import cpu_flags
 from bgem3.runtime.bench_report import attempt, is_missing, not_run
 from bgem3.runtime.device import device_number
@@ -84,7 +84,7 @@ def query_gpu(device: str, *fields: str) -> dict[str, str]:
 
 def device_memory_mib(device: str) -> int:
     """Return the memory of a CUDA device that is in use, by every process, in MiB."""
-    free, total = cuda.device_memory(cuda.import_cudart(), device_number(device))
+    free, total = cuda.device_memory(device_number(device))
     return (total - free) >> 20
 
 

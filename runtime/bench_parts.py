@@ -15,7 +15,8 @@ from bgem3.runtime.bench_report import BenchReport, not_run
 from bgem3.runtime.bench_scenarios import LONGEST_SENTENCE, MIX, QUERY, Scenario, make_scenarios
 from bgem3.runtime.bench_workload import Effort, read_texts
 from bgem3.runtime.model import BGEM3Model
-from bgem3.runtime.parity import Reference, check_parity
+from bgem3.runtime.parity import check_parity
+from bgem3.runtime.reference import Reference
 from bgem3.runtime.tokenizer import TextTokenizer
 
 KERNEL_LENGTHS = (16, 128, 512, 2048, 8192)
