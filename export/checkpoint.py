@@ -15,11 +15,8 @@ from bgem3.export.heads import load_head
 from bgem3.export.stored_tensors import read_weights
 from bgem3.export.tokenizer import load_tokenizer, special_ids
 from bgem3.runtime.artifact import OUTPUTS, ModelSpec, Output, sha256_of
-from bgem3.runtime.checkpoint_files import checkpoint_files, find_checkpoint, find_heads
+from bgem3.runtime.checkpoint_files import HEADS, checkpoint_files, find_checkpoint, find_heads
 from bgem3.runtime.hub import CheckpointError
-
-HEAD_FILE = {"sparse": "sparse_linear.pt", "multivector": "colbert_linear.pt"}
-"""The file of each trained head by its output; the dense output has none."""
 
 
 class BGEM3Torch(torch.nn.Module):
@@ -116,7 +113,7 @@ def load_checkpoint(
         If a file is missing or unreadable, a tensor is missing, misshapen or not finite, or the model is not an
         XLM-RoBERTa encoder with BGE-M3's settings.
     """
-    files = {output: HEAD_FILE[output] for output in outputs if output in HEAD_FILE}
+    files = {output: HEADS[output] for output in outputs if output in HEADS}
     own_heads = () if heads_from is not None else tuple(files.values())
     folder = find_checkpoint(source, cache_dir, own_heads)
     heads_folder = folder if heads_from is None else find_heads(heads_from, tuple(files.values()), cache_dir)

@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 from bgem3.export import export_model
+from bgem3.export.checkpoint import Checkpoint, load_checkpoint
 from bgem3.runtime import BGEM3Model
 from scripts.make_demo_checkpoint import make_demo_checkpoint
 from scripts.make_random_checkpoint import make_random_checkpoint as make_random
@@ -119,3 +121,15 @@ def bge_m3_tokenizer() -> Path:
     if not SHARED_TOKENIZER.is_file():
         pytest.skip("BGE-M3's tokenizer.json is not on this machine")
     return SHARED_TOKENIZER
+
+
+@pytest.fixture(scope="session")
+def loaded_checkpoint(random_checkpoint: Path) -> Checkpoint:
+    """The random checkpoint, loaded."""
+    return load_checkpoint(random_checkpoint)
+
+
+@pytest.fixture
+def checkpoint_copy(random_checkpoint: Path, tmp_path: Path) -> Path:
+    """A copy of the random checkpoint, for one test to change."""
+    return Path(shutil.copytree(random_checkpoint, tmp_path / "checkpoint"))
