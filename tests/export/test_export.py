@@ -1,41 +1,35 @@
-"""What an export writes: the files, the manifest, the portable graph."""
+"""The files that an export writes, the manifest, and the portable graph."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
-import torch
-from safetensors.numpy import load_file, save_file
 
 from bgem3.export import export_model
 from bgem3.runtime import BGEM3Model
 from bgem3.runtime.artifact import read_artifact, sha256_of
-from bgem3.runtime.parity import Reference
 from bgem3.runtime.portable_graph import encode_portable
+from bgem3.runtime.reference import Reference
+from tests.export.checkpoints import QUERY, tokenizer, weights
 
 
-def test_the_artifact_holds_what_the_manifest_lists_and_nothing_else(demo_artifact: Path) -> None:
-    manifest = json.loads((demo_artifact / "manifest.json").read_text(encoding="utf-8"))
-    found = {path.relative_to(demo_artifact).as_posix() for path in demo_artifact.rglob("*") if path.is_file()}
-    assert found == {*manifest["files"], "manifest.json"}
-    assert found > {"tokenizer.json", "reference.npz", "fp16/cpu.onnx", "fp16/weights.bin", "portable/model.onnx"}
-    for name, entry in manifest["files"].items():
-        assert entry == {"size": (demo_artifact / name).stat().st_size, "sha256": sha256_of(demo_artifact / name)}
-    read_artifact(demo_artifact, check_hashes=True)
-
-
-def test_the_manifest_says_what_was_exported_with_what_and_how_close_it_came(
+def test_the_artifact_holds_what_the_manifest_lists_and_nothing_else(
     demo_artifact: Path, demo_checkpoint: Path
 ) -> None:
-    manifest = read_artifact(demo_artifact).manifest
+    manifest = read_artifact(demo_artifact, check_hashes=True).manifest
+    found = {path.relative_to(demo_artifact).as_posix() for path in demo_artifact.rglob("*") if path.is_file()}
+    graphs = {f"{precision}/{graph}.onnx" for precision in ("fp16", "fp32") for graph in ("cpu", "cuda", "native")}
+    graphs.add("portable/model.onnx")
+    weights = {f"{folder}/weights.bin" for folder in ("fp16", "fp32", "portable")}
+    assert found == {*manifest["files"], "manifest.json"}
+    assert found == {"tokenizer.json", "reference.npz", "manifest.json", *weights, *graphs}
     assert manifest["source"]["files"]["config.json"] == sha256_of(demo_checkpoint / "config.json")
     assert set(manifest["versions"]) >= {"bgem3", "onnx", "onnxruntime", "torch", "transformers"}
-    assert set(manifest["parity"]) == {
-        "portable/model.onnx",
-        *(f"{precision}/{graph}.onnx" for precision in ("fp16", "fp32") for graph in ("cpu", "cuda", "native")),
-    }
+    assert set(manifest["parity"]) == graphs
     assert manifest["parity"]["fp32/cpu.onnx"]["dense_max_difference"] < 1e-6
     assert manifest["parity"]["fp16/cpu.onnx"]["n_tokens"] > 1000
     assert str(demo_checkpoint.parent) not in json.dumps(manifest)
@@ -44,37 +38,36 @@ def test_the_manifest_says_what_was_exported_with_what_and_how_close_it_came(
 def test_the_reference_covers_scripts_and_lengths_from_empty_to_truncated(demo_artifact: Path) -> None:
     reference = Reference.load(demo_artifact)
     assert reference.texts[0] == ""
-    assert reference.n_tokens.min() == 2
-    assert reference.n_tokens[-1] == 512
+    assert (reference.n_tokens.min(), reference.n_tokens[-1]) == (2, 512)
     with BGEM3Model.load(demo_artifact, "cpu") as model:
         truncated = model.encode(reference.texts, ("dense",)).truncated
     assert truncated.tolist() == [False] * (len(reference.texts) - 1) + [True]
-    letters = {letter for text in reference.texts for letter in text}
-    assert letters >= set("aéПηتהनฝ图図도ნ🚀")
+    assert {letter for text in reference.texts for letter in text} >= set("aéПηتהनฝ图図도ნ🚀")
 
 
-def test_an_export_is_reproducible(random_checkpoint: Path, random_artifact: Path, tmp_path: Path) -> None:
-    export_model(random_checkpoint, tmp_path / "again", ("fp16", "fp32"))
-    for name in ("fp16/cpu.onnx", "fp16/weights.bin", "fp32/cpu.onnx", "fp32/weights.bin", "tokenizer.json"):
-        assert (tmp_path / "again" / name).read_bytes() == (random_artifact / name).read_bytes(), name
+def test_an_export_is_reproducible_and_rounds_like_a_half_precision_checkpoint(
+    checkpoint_copy: Path, random_artifact: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    export_model(checkpoint_copy, tmp_path / "again", show_progress=True)
+    shown = capsys.readouterr().err
+    assert all(words in shown for words in ("fp16 weights", "reference", "text/s"))
+    weights(lambda t: {name: t[name].half() for name in t})(checkpoint_copy)
+    export_model(checkpoint_copy, tmp_path / "half")
+    assert capsys.readouterr().err == "", "no progress is shown unless asked for"
+    for name in ("fp16/cpu.onnx", "fp16/cuda.onnx", "fp16/native.onnx", "fp16/weights.bin", "tokenizer.json"):
+        for folder in ("again", "half"):
+            assert (tmp_path / folder / name).read_bytes() == (random_artifact / name).read_bytes(), name
 
 
-def test_a_half_precision_or_bin_checkpoint_exports_as_well(random_checkpoint: Path, tmp_path: Path) -> None:
-    tensors = load_file(random_checkpoint / "model.safetensors")
-    for form in ("half", "bin"):
-        folder = tmp_path / form
-        folder.mkdir()
-        for path in random_checkpoint.iterdir():
-            if path.name != "model.safetensors":
-                (folder / path.name).write_bytes(path.read_bytes())
-    halves = {name: tensor.astype(np.float16) for name, tensor in tensors.items()}
-    save_file(halves, tmp_path / "half/model.safetensors", {"format": "pt"})
-    torch.save({name: torch.from_numpy(t) for name, t in tensors.items()}, tmp_path / "bin/pytorch_model.bin")
-    for form in ("half", "bin"):
-        manifest = export_model(tmp_path / form, tmp_path / f"{form}-onnx", ("fp16",))
-        assert not manifest["parity"]["fp16/cpu.onnx"]["missed"]
-    half, full = ((tmp_path / f"{form}-onnx/fp16/weights.bin").read_bytes() for form in ("half", "bin"))
-    assert half == full, "rounding to fp16 before or during the export must give the same weights"
+def test_a_weight_too_large_for_fp16_is_named_and_fp32_still_works(checkpoint_copy: Path, tmp_path: Path) -> None:
+    weights(lambda t: t | {QUERY: t[QUERY].fill_(1e6)})(checkpoint_copy)
+    words = r"weight 'layer.0.query.weight' reaches 1e\+06, beyond the largest float16.*precisions=\('fp32',\)"
+    with pytest.raises(OverflowError, match=words):
+        export_model(checkpoint_copy, tmp_path / "artifact", ("fp32", "fp16"))
+    assert not (tmp_path / "artifact").exists()
+    export_model(checkpoint_copy, tmp_path / "artifact", "fp32")
+    with BGEM3Model.load(tmp_path / "artifact", "cpu") as model:
+        assert np.isfinite(model.encode(["text"]).multivector.packed).all()
 
 
 def test_the_portable_graph_has_standard_operators_and_the_built_graphs_results(demo_artifact: Path) -> None:
@@ -83,6 +76,7 @@ def test_the_portable_graph_has_standard_operators_and_the_built_graphs_results(
     model = onnx.load(path, load_external_data=False)
     assert {node.domain for node in model.graph.node} == {""}
     assert [opset.domain for opset in model.opset_import] == [""]
+    assert model.ByteSize() < 100_000, "all weights are in the weights file"
     texts = ["What is BM25?", "", "хлеб <pad> 面包 " * 30, "a"]
     with BGEM3Model.load(demo_artifact, "cpu", "fp32") as built:
         expected = built.encode(texts)
@@ -92,11 +86,29 @@ def test_the_portable_graph_has_standard_operators_and_the_built_graphs_results(
     np.testing.assert_allclose(found.sparse.toarray(), expected.sparse.toarray(), atol=1e-5)
 
 
-def test_progress_bars_show_weights_reference_and_verification(
-    random_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_model_of_other_dimensions_and_special_ids_exports_with_parity(
+    demo_checkpoint: Path, make_random_checkpoint: Callable[..., Path], tmp_path: Path
 ) -> None:
-    export_model(random_checkpoint, tmp_path / "shown", show_progress=True)
-    shown = capsys.readouterr().err
-    assert all(words in shown for words in ("fp16 weights", "reference", "text/s"))
-    export_model(random_checkpoint, tmp_path / "quiet")
-    assert capsys.readouterr().err == ""
+    """Nothing assumes BGE-M3's size: odd widths, one layer, a narrow colbert head, shuffled special ids."""
+    new_id = {0: 5, 5: 0, 1: 7, 7: 1, 2: 9, 9: 2, 3: 4, 4: 3}
+
+    def shuffle(values: dict[str, Any]) -> None:
+        vocabulary = values["model"]["vocab"]
+        values["model"] |= {"vocab": [vocabulary[new_id.get(i, i)] for i in range(len(vocabulary))], "unk_id": 4}
+        for token in values["added_tokens"]:
+            token["id"] = new_id.get(token["id"], token["id"])
+        for special in values["post_processor"]["special_tokens"].values():
+            special["ids"] = [new_id[i] for i in special["ids"]]
+
+    (tmp_path / "tokenizer.json").write_bytes((demo_checkpoint / "tokenizer.json").read_bytes())
+    tokenizer(shuffle)(tmp_path)
+    dimensions = {"hidden": 60, "layers": 1, "heads": 5, "intermediate": 84, "max_length": 50, "multivector": 24}
+    checkpoint = make_random_checkpoint(tmp_path / "tokenizer.json", tmp_path / "ck", weight_std=0.1, **dimensions)
+    manifest = export_model(checkpoint, tmp_path / "artifact", ("fp32", "fp16"), portable=True)
+    expected = {"cls_id": 5, "pad_id": 7, "eos_id": 9, "unk_id": 4, "hidden_size": 60, "multivector_size": 24}
+    assert {name: manifest["model"][name] for name in expected} == expected
+    assert manifest["model"]["max_length"] == 50
+    assert manifest["parity"]["fp32/cpu.onnx"]["dense_max_difference"] < 1e-6
+    assert not any(report["missed"] for report in manifest["parity"].values())
+    with BGEM3Model.load(tmp_path / "artifact", "cpu", "fp32") as model:
+        assert model.encode(["BM25"]).multivector[0].shape[1] == 24

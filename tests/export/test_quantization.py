@@ -1,0 +1,142 @@
+"""The rounding of weights and rows to int8, and the smoothing before it."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from bgem3.export import int8
+from bgem3.export.calibration import sample_inputs
+from bgem3.export.checkpoint import Checkpoint, load_checkpoint
+from bgem3.export.cpu_graph import build_cpu_graph
+from bgem3.export.gptq import round_weight
+from bgem3.export.graph import save_graph
+from bgem3.export.quantization import column_scales, dequantized_rows, groups, parts, quantize_weight
+from bgem3.export.reference import SENTENCES
+from bgem3.export.sensitivity import output_sensitivities
+from bgem3.export.smoothing import fit_smoothing, fit_smoothings, smooth
+from bgem3.export.weights import encoder_tensors, write_weights
+from bgem3.runtime import BGEM3Model
+
+Array = NDArray[np.float32]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(demo_checkpoint: Path) -> Checkpoint:
+    return load_checkpoint(demo_checkpoint)
+
+
+def normal(seed: int, *shape: int) -> Array:
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+@given(seed=st.integers(0, 2**32), log_scale=st.floats(-6, 6), zero_row=st.integers(0, 8))
+def test_weights_and_rows_are_rounded_by_at_most_half_a_step(seed: int, log_scale: float, zero_row: int) -> None:
+    values = normal(seed, 9, 64) * np.logspace(-3, 3, 9, dtype=np.float32)[:, None] * np.float32(10**log_scale)
+    values[zero_row] = 0
+    weight = quantize_weight(values.T)
+    assert (np.abs(weight.values * weight.scales - values.T) <= weight.scales * 0.5001).all()
+    assert np.delete(np.abs(weight.values).max(axis=0), zero_row).tolist() == [127] * 8
+    for group, zero in (("layer.0.qkv", 128), ("layer.0.output", 64)):
+        steps = np.maximum(values.max(axis=1) / (255 - zero), values.min(axis=1) / -zero)[:, None]
+        errors = np.abs(dequantized_rows(values, group) - values)
+        assert (errors <= 0.501 * steps).all(), "no value may saturate"
+
+
+def test_gptq_beats_rounding_to_the_nearest_on_rows_it_has_not_seen() -> None:
+    rows = normal(0, 600, 12) @ normal(1, 12, 96) + np.float32(0.3) * normal(2, 600, 96)
+    weight = normal(3, 96, 40)
+    by_products, nearest = round_weight(weight, rows[:300]), quantize_weight(weight)
+    np.testing.assert_array_equal(by_products.scales, nearest.scales)
+    assert np.abs(by_products.values.astype(int)).max() <= 127
+    errors = [np.linalg.norm(rows[300:] @ (each.values * each.scales - weight)) for each in (by_products, nearest)]
+    assert errors[0] < 0.6 * errors[1]
+
+
+@pytest.mark.parametrize("rows", [np.zeros((5, 8), np.float32), np.eye(8, dtype=np.float32)[:3]], ids=["all", "some"])
+def test_gptq_takes_inputs_that_are_always_zero(rows: Array) -> None:
+    weight = normal(0, 8, 4)
+    rounded = round_weight(weight, rows)
+    assert np.abs(rounded.values * rounded.scales - weight).max() <= column_scales(weight).max() * 0.51
+
+
+def test_smoothing_changes_nothing_in_exact_arithmetic(
+    int8_artifact: Path, checkpoint: Checkpoint, demo_checkpoint: Path, tmp_path: Path
+) -> None:
+    texts = list(SENTENCES[:4])
+    tensors = {name: np.asarray(values) for name, values in encoder_tensors(checkpoint.model)}
+    smoothings = fit_smoothings(sample_inputs(checkpoint, texts), tensors, output_sensitivities(checkpoint, texts))
+    assert set(smoothings) == set(groups(checkpoint.spec))
+    assert all(np.ptp(smoothing.factors) > 0.1 for smoothing in smoothings.values())
+    assert all(smoothing.shifts.any() != group.endswith("output") for group, smoothing in smoothings.items())
+    smooth(tensors, smoothings, checkpoint.spec)
+    (tmp_path / "int8").mkdir()
+    (tmp_path / "tokenizer.json").write_bytes((demo_checkpoint / "tokenizer.json").read_bytes())
+    stored = ((name, values, np.float32) for name, values in tensors.items())
+    weights = write_weights(tmp_path / "int8/weights.bin", stored)
+    save_graph(build_cpu_graph(checkpoint.spec, weights), tmp_path / "int8/cpu.onnx")
+    int8.save_graph(int8.build_probe(), tmp_path / "int8/probe.onnx")
+    found = int8._encode(checkpoint, tmp_path, list(SENTENCES))
+    with BGEM3Model.load(int8_artifact, "cpu", "fp32") as model:
+        expected = model.encode(SENTENCES)
+    np.testing.assert_allclose(found.dense, expected.dense, atol=1e-5)
+    np.testing.assert_allclose(found.multivector.packed, expected.multivector.packed, atol=1e-5)
+    assert abs(found.sparse - expected.sparse).max() < 1e-5
+
+
+def test_fitted_smoothing_beats_smoothquant_where_channels_are_off_center_and_some_outputs_do_not_matter() -> None:
+    rng = np.random.default_rng(0)
+    rows = normal(1, 256, 64) + rng.choice([-8, 0, 8], 64).astype(np.float32)
+    weight = normal(2, 64, 48)
+    weight[:, 24:] *= rng.choice([1, 20], (64, 1)).astype(np.float32)
+    sensitivity = np.where(np.arange(48) < 24, 1, 1e-4).astype(np.float32)
+
+    def error(shifts: Array, factors: Array) -> float:
+        smoothed = ((rows - shifts) / factors).astype(np.float32)
+        noise = (dequantized_rows(smoothed, "layer.0.qkv") - smoothed) @ (weight * factors[:, None])
+        return float((np.square(noise) * sensitivity).mean())
+
+    fitted, unshifted = (
+        fit_smoothing(rows, weight, sensitivity, zero_point=128, is_shifted=is_shifted) for is_shifted in (True, False)
+    )
+    smoothquant = np.sqrt(np.abs(rows).max(axis=0) / np.abs(weight).max(axis=1))
+    assert not unshifted.shifts.any()
+    unshifted_error = error(unshifted.shifts, unshifted.factors)
+    assert 2 * error(fitted.shifts, fitted.factors) < unshifted_error < error(np.zeros_like(smoothquant), smoothquant)
+
+
+@pytest.mark.parametrize("zero_point", [128, 64])
+def test_smoothing_fits_whole_rows_with_their_zero_point_or_blocks(
+    monkeypatch: pytest.MonkeyPatch, zero_point: int
+) -> None:
+    rows = normal(0, 200, 256) * np.repeat([10, 1], 128).astype(np.float32)
+    if zero_point == 64:
+        rows = np.maximum(rows, -0.3 * np.abs(rows))
+    weight, group = normal(1, 256, 48), {128: "layer.0.qkv", 64: "layer.0.output"}[zero_point]
+
+    def errors(share: float, zero_point: int) -> tuple[float, float]:
+        monkeypatch.setattr("bgem3.export.smoothing.WHOLE_ROW_SHARE", share)
+        fitted = fit_smoothing(rows, weight, np.ones(48, np.float32), zero_point=zero_point, is_shifted=False)
+        smoothed, products = fitted.apply(rows), weight * fitted.factors[:, None]
+        steps = np.ptp(smoothed.reshape(200, 2, 128), axis=2).repeat(128, axis=1) / 255
+        in_blocks = np.rint(smoothed / steps) * steps
+        whole = dequantized_rows(smoothed, group)
+        return tuple(float(np.square((found - smoothed) @ products).mean()) for found in (in_blocks, whole))
+
+    monkeypatch.setattr("bgem3.export.smoothing.WEIGHT_SHARE", 0.0)
+    for_blocks, for_rows, other = errors(0.0, zero_point), errors(1.0, zero_point), errors(1.0, 192 - zero_point)
+    assert for_blocks[0] < for_rows[0]
+    assert for_rows[1] < min(for_blocks[1], other[1])
+
+
+def test_sensitivities_are_of_every_projection_and_highest_where_the_sparse_head_reads(checkpoint: Checkpoint) -> None:
+    sensitivities = output_sensitivities(checkpoint, [SENTENCES[3]])
+    assert set(sensitivities) == {part for group in groups(checkpoint.spec) for part in parts(group)}
+    assert all(np.isfinite(values).all() and (values >= 0).all() for values in sensitivities.values())
+    last = checkpoint.spec.n_layers - 1
+    assert sensitivities[f"layer.{last}.output"].argmax() == 0  # the demo's rarity, which its sparse head reads
+    # The demo's queries are constant, so an error in them does little.
+    assert sensitivities[f"layer.{last}.query"].max() < 0.1 * sensitivities[f"layer.{last}.value"].max()
