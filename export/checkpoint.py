@@ -54,27 +54,13 @@ class BGEM3Torch(torch.nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """A loaded checkpoint.
+    """A loaded checkpoint."""
 
-    Attributes
-    ----------
-    folder : Path
-        Folder of its files.
-    model : BGEM3Torch
-        Its float32 modules, in evaluation mode.
-    tokenizer : Tokenizer
-        Its tokenizer.json, without the padding and truncation stored there.
-    spec : ModelSpec
-        Dimensions and special ids.
-    source : dict
-        Its id, its revision, and the SHA-256 of each file used.
-    """
-
-    folder: Path
-    model: BGEM3Torch
-    tokenizer: Tokenizer
+    folder: Path  # of its files
+    model: BGEM3Torch  # in evaluation mode
+    tokenizer: Tokenizer  # without the padding and truncation stored in tokenizer.json
     spec: ModelSpec
-    source: dict[str, Any]
+    source: dict[str, Any]  # its id, its revision, and the SHA-256 of each file used
 
     def token_ids(self, text: str, max_length: int | None = None) -> list[int]:
         """Return a text's token ids with CLS and EOS; the end of a longer text is cut off."""
@@ -93,19 +79,10 @@ def load_checkpoint(
     outputs: Sequence[Output] = OUTPUTS,
     heads_from: str | Path | None = None,
 ) -> Checkpoint:
-    """Load a whole checkpoint in float32 and check it.
+    """Load a whole checkpoint in float32 and check it; parameters are those of `bgem3.export.export_model`.
 
-    Parameters
-    ----------
-    source : str or Path
-        Hub id such as "BAAI/bge-m3", or a folder with config.json, tokenizer.json, the backbone (safetensors, or .bin
-        read with ``weights_only=True``), sparse_linear.pt and colbert_linear.pt.
-    cache_dir : str, Path or None
-        The hub's download cache; None for its default.
-    outputs : sequence of str
-        Outputs whose heads are loaded.
-    heads_from : str, Path or None
-        Hub id or folder whose heads replace the checkpoint's own.
+    It has config.json, tokenizer.json, the backbone (safetensors, or .bin read with ``weights_only=True``), and the
+    heads of ``outputs``: sparse_linear.pt and colbert_linear.pt.
 
     Raises
     ------

@@ -26,7 +26,6 @@ how it is computed, and its values are batch-invariant bit by bit. With int8, a 
 could become a whole step.
 """
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -124,21 +123,15 @@ def _linear(graph: Graph, rows: str, group: str, counted: str) -> str:
     return _project(graph, _prepare(graph, rows, group, counted), group)
 
 
-@dataclass(frozen=True)
-class _Rows:
-    """The input of a group's projections: float32, or uint8 with a scale for each row and one zero point."""
+def _prepare(graph: Graph, rows: str, group: str, counted: str) -> list[str]:
+    """Return a group's input: float32 rows alone, or uint8 rows, their scales and their common zero point.
 
-    values: str
-    scale: str = ""
-    zero_point: str = ""
-
-
-def _prepare(graph: Graph, rows: str, group: str, counted: str) -> _Rows:
-    """Quantize a group's input row by row if its weights are int8; ``counted`` names a graph input of as many rows."""
+    ``counted`` names a graph input with as many rows.
+    """
     if f"{group}.smoothing" in graph.weights:
         rows = graph.node("Mul", [rows, graph.stored(f"{group}.smoothing")])
     if f"{parts(group)[0]}.weight.scale" not in graph.weights:
-        return _Rows(rows)
+        return [rows]
     axis = graph.constant("last_axis", [-1])
     zero = zero_point(group)
     bounds = [
@@ -149,16 +142,17 @@ def _prepare(graph: Graph, rows: str, group: str, counted: str) -> _Rows:
     common = graph.constant(f"zero_point_{zero}", zero, np.uint8)
     zero_points = graph.once("Expand", [common, graph.once("Shape", [counted])])
     quantized = graph.node("QuantizeLinear", [rows, scale, zero_points], axis=0)
-    return _Rows(quantized, graph.node("Unsqueeze", [scale, axis]), common)
+    return [quantized, graph.node("Unsqueeze", [scale, axis]), common]
 
 
-def _project(graph: Graph, rows: _Rows, name: str) -> str:
+def _project(graph: Graph, prepared: list[str], name: str) -> str:
     """Multiply by a weight and add its bias, if it has one."""
-    if not rows.scale:
-        return graph.linear(rows.values, name)
-    inputs = [rows.values, graph.stored(f"{name}.weight"), rows.scale, graph.stored(f"{name}.weight.scale")]
+    if len(prepared) == 1:
+        return graph.linear(prepared[0], name)
+    rows, scale, zero = prepared
     # ONNX Runtime puts a zero point into the empty input if it turns the weight to uint8.
-    product = graph.contrib("MatMulIntegerToFloat", [*inputs, rows.zero_point, ""])
+    inputs = [rows, graph.stored(f"{name}.weight"), scale, graph.stored(f"{name}.weight.scale"), zero, ""]
+    product = graph.contrib("MatMulIntegerToFloat", inputs)
     if f"{name}.bias" not in graph.weights:
         return product
     return graph.node("Add", [product, graph.weight(f"{name}.bias")])  # the operator's own bias precedes a row's scale

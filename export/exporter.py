@@ -193,15 +193,8 @@ def _new_folder(target: Path, overwrite: bool) -> Iterator[Path]:
 
 def _write_precision(checkpoint: Checkpoint, folder: Path, precision: str, show_progress: bool) -> list[GraphEntry]:
     (folder / precision).mkdir()
-    n_tensors = sum(1 for _ in encoder_tensors(checkpoint.model))
-    tensors = tqdm(
-        encoder_tensors(checkpoint.model),
-        desc=f"{precision} weights",
-        total=n_tensors,
-        unit="tensor",
-        disable=not show_progress,
-    )
-    dtype = DTYPES[precision]
+    tensors, dtype = list(encoder_tensors(checkpoint.model)), DTYPES[precision]
+    tensors = tqdm(tensors, desc=f"{precision} weights", unit="tensor", disable=not show_progress)
     weights = write_weights(folder / precision / WEIGHTS_FILE, ((name, values, dtype) for name, values in tensors))
     graphs = []
     for name, build, device, operators in (

@@ -13,14 +13,8 @@ def round_weight(weight: Array, rows: Array) -> QuantizedWeight:
 
     GPTQ (Frantar et al., 2023, arXiv:2210.17323): with ``H = XᵀX + d I`` and ``H⁻¹ = RᵀR``, R upper triangular, an
     error ``e`` in row k is best made up for by adding ``-e R[k, j] / R[k, k]`` to each later row j. Rows that multiply
-    the largest inputs come first. Scales are those of `quantize_weight`.
-
-    Parameters
-    ----------
-    weight : float32 array (K, N)
-        The weight to round.
-    rows : float32 array (R, K)
-        A sample of the rows X that it multiplies.
+    the largest inputs come first. Scales are those of `quantize_weight`. The weight is float32 (K, N), and ``rows``,
+    float32 (R, K), are a sample of the rows X that it multiplies.
     """
     x = torch.from_numpy(rows)
     gram = x.T @ x / len(x)

@@ -34,14 +34,8 @@ ROW_INPUTS: Values = {
 class Graph:
     """A graph under construction: nodes and initializers under unique names.
 
-    A graph without a head lacks that head's rows and output.
-
-    Parameters
-    ----------
-    spec : ModelSpec
-        The model's dimensions.
-    weights : Weights
-        The written tensors of `bgem3.export.weights.encoder_tensors`.
+    ``weights`` are the written tensors of `bgem3.export.weights.encoder_tensors`. A graph without a head lacks that
+    head's rows and output.
     """
 
     def __init__(self, spec: ModelSpec, weights: Weights) -> None:

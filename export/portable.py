@@ -25,6 +25,7 @@ from bgem3.runtime.artifact import WEIGHTS_FILE
 
 MODEL_FILE = "model.onnx"
 OPSET = 17  # the first with LayerNormalization
+AXES = {0: "batch", 1: "sequence"}
 DESCRIPTION = (
     "BGE-M3 over padded texts. dense: L2-normalised state of <s>. "
     "sparse: one weight per token, 0 where attention_mask is 0. "
@@ -36,14 +37,8 @@ DESCRIPTION = (
 class PaddedModel(torch.nn.Module):
     """The model over padded texts, with its weights as an argument.
 
-    Its modules are copies, so the original keeps its weights; the tensors themselves are shared.
-
-    Attributes
-    ----------
-    outputs : tuple of str
-        The original's outputs, in order.
-    weights : dict of str to Tensor
-        Tensors by state dict name. Linear weights are (in, out), as MatMul takes them.
+    Its modules are copies, so the original keeps its weights; the tensors themselves are shared. ``weights`` holds them
+    by state dict name, linear weights as (in, out) for MatMul.
     """
 
     def __init__(self, model: BGEM3Torch) -> None:
@@ -61,16 +56,9 @@ class PaddedModel(torch.nn.Module):
     def forward(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, weights: list[torch.Tensor]
     ) -> tuple[torch.Tensor, ...]:
-        """Compute the outputs: float32 (B, D), (B, S) and (B, S, M).
+        """Compute float32 outputs (B, D), (B, S) and (B, S, M) from int64 inputs (B, S), as `export_portable` says.
 
-        Parameters
-        ----------
-        input_ids : int64 tensor (B, S)
-            Token ids of B texts, each padded to S tokens.
-        attention_mask : int64 tensor (B, S)
-            1 for the tokens of a text and 0 for padding.
-        weights : list of float32 tensors
-            In the order and layout of ``self.weights``.
+        ``weights`` are in the order and layout of ``self.weights``.
         """
         for name, weight in zip(self.weights, weights, strict=True):
             setattr(*self._locate(name), self._transpose_linear(name, weight))
@@ -110,14 +98,12 @@ class PaddedOnnxConfig(OnnxConfig):  # type: ignore[misc]
     @property
     def inputs(self) -> dict[str, dict[int, str]]:
         """Return the dynamic axes of each input; weights have none."""
-        axes = {0: "batch", 1: "sequence"}
-        return {"input_ids": axes, "attention_mask": axes} | {name: {} for name in self.weights}
+        return {"input_ids": AXES, "attention_mask": AXES} | {name: {} for name in self.weights}
 
     @property
     def outputs(self) -> dict[str, dict[int, str]]:
         """Return the dynamic axes of each output."""
-        axes = {0: "batch", 1: "sequence"}
-        by_output = {"dense": {0: "batch"}, "sparse": axes, "multivector": axes}
+        by_output = {"dense": {0: "batch"}, "sparse": AXES, "multivector": AXES}
         return {name: by_output[name] for name in self._outputs}
 
     def ordered_inputs(self, model: torch.nn.Module) -> dict[str, dict[int, str]]:

@@ -12,9 +12,8 @@ from tqdm import tqdm
 from bgem3.export.checkpoint import Checkpoint
 from bgem3.runtime.reference import Reference
 
-SENTENCES: tuple[str, ...] = tuple(
-    json.loads(Path(__file__).with_name("parity_texts.json").read_text(encoding="utf-8"))
-)
+PARITY_TEXTS = Path(__file__).with_name("parity_texts.json")
+SENTENCES: tuple[str, ...] = tuple(json.loads(PARITY_TEXTS.read_text(encoding="utf-8")))
 """Short texts in many scripts."""
 VECTORS_PER_TEXT = 64  # multi-vectors stored for a text; they take 8 MB for BGE-M3, where all would take 60
 

@@ -1,6 +1,7 @@
 """How much an error in each projection's output moves the embeddings."""
 
 from contextlib import ExitStack
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,24 +33,14 @@ def output_sensitivities(checkpoint: Checkpoint, texts: list[str], *, show_progr
     n_tokens = 0
     with ExitStack() as hooks, torch.enable_grad():
         for part in (part for group in groups(checkpoint.spec) for part in parts(group)):
-            hooks.enter_context(_add_squared_gradients(layers[part], part, sums))
+
+            def add(module: torch.nn.Module, of_inputs: object, gradients: Any, part: str = part) -> None:
+                sums[part] = sums.get(part, np.float32(0)) + gradients[0].flatten(0, -2).square().sum(0).numpy()
+
+            hooks.enter_context(layers[part].register_full_backward_hook(add))
         for text in tqdm(chosen, desc="sensitivity", unit="text", disable=not show_progress):
             n_tokens += _backward(checkpoint, text, generator)
     return {name: np.asarray(values / n_tokens, np.float32) for name, values in sums.items()}
-
-
-def _add_squared_gradients(
-    module: torch.nn.Module, part: str, sums: dict[str, Array]
-) -> torch.utils.hooks.RemovableHandle:
-    """Hook a module, so that each backward pass adds the squared gradients at its output to ``sums[part]``."""
-
-    def hook(module: torch.nn.Module, inputs: object, output: torch.Tensor) -> None:
-        def add(gradient: torch.Tensor) -> None:
-            sums[part] = sums.get(part, np.float32(0)) + gradient.flatten(0, -2).square().sum(0).numpy()
-
-        output.register_hook(add)
-
-    return module.register_forward_hook(hook)
 
 
 def _backward(checkpoint: Checkpoint, text: str, generator: torch.Generator) -> int:

@@ -106,7 +106,6 @@ HEADLESS = "a checkpoint without its trained heads gives random.*heads_from='BAA
 REFUSED = {
     "no_sparse_head": (remove(HEADS[0]), f"has no sparse_linear.pt; {HEADLESS}"),
     "no_heads": (remove(*HEADS), f"has no sparse_linear.pt and no colbert_linear.pt; {HEADLESS}"),
-    "no_config": (remove("config.json"), "has no config.json.*whole BGE-M3 checkpoint"),
     "no_tokenizer": (remove("tokenizer.json"), "has no tokenizer.json.*whole BGE-M3"),
     "no_weights": (remove("model.safetensors"), "has no model.safetensors.*whole BGE-M3"),
     **{
@@ -123,14 +122,10 @@ REFUSED = {
     "part_missing": (part_edited(remove("model-00002-of-00002.safetensors")), "has no model-00002.*the weights' index"),
     "index_text": (part_edited(write(INDEX, "garbage")), r"cannot read .*index\.json as the list"),
     "index_without_map": (part_edited(write(INDEX, {})), r"cannot read .*index\.json as the list"),
-    "index_of_numbers": (part_edited(write(INDEX, {"weight_map": {"a": 1}})), r"cannot read .*index\.json"),
-    "index_of_nothing": (part_edited(write(INDEX, {"weight_map": {}})), "names files out of its folder, or none"),
     "index_out": (part_edited(write(INDEX, {"weight_map": {"a": "../x.bin"}})), "names files out of its folder"),
     "index_missing": (part_edited(remove(INDEX)), "no model.safetensors, but model-00001-of-00002.safetensors, "),
-    "index_pointer": (part_edited(write(INDEX, POINTER)), "run `git lfs pull`"),
     "fp16_variant": instead_of_weights("model.fp16.safetensors", "rename model.fp16.safetensors to model.safetensors"),
     "bin_variant": instead_of_weights("pytorch_model.fp16.bin", "rename .*bin to pytorch_model.bin"),
-    "variant_in_parts": instead_of_weights("model.fp16-00001-of-00002.safetensors", "save_pretrained"),
     "gguf": instead_of_weights("bge-m3-q8.gguf", "only model.safetensors and pytorch_model.bin.*save_pretrained"),
     "head_of_another_form": (
         move(HEADS[0], "sparse_linear.safetensors"),

@@ -18,7 +18,7 @@ from bgem3.runtime.cli import main
 from bgem3.runtime.device import open_encoder
 from bgem3.runtime.manifest import Output
 from tests.export.checkpoints import HEADS, remove, settings
-from tests.runtime.test_cuda_session import Ran, cudart, ran  # noqa: F401 - fixtures
+from tests.runtime.cuda_stand_in import Ran, cudart, ran  # noqa: F401 - fixtures
 
 TEXTS = ["", *SENTENCES[:5], " ".join(SENTENCES[:4])]
 SUBSETS: dict[str, tuple[Output, ...]] = {
@@ -38,13 +38,12 @@ def headless(random_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) 
 
 @pytest.fixture(scope="module")
 def artifacts(headless: Path, random_checkpoint: Path, export_to_folder: Callable[..., Path]) -> dict[str, Path]:
-    """An artifact for each subset of outputs, from a checkpoint with the heads for these alone."""
-    folders = {}
-    for name, outputs in SUBSETS.items():
-        heads = {"dense": {}, "sparse": {"heads_from": random_checkpoint}, "multivector": {}}[name]
-        checkpoint = random_checkpoint if name == "multivector" else headless
-        folders[name] = export_to_folder(checkpoint, "fp32", outputs=outputs, portable=name == "dense", **heads)
-    return folders
+    """An artifact for each subset of outputs, with heads of its own or of another checkpoint."""
+    return {
+        "dense": export_to_folder(headless, "fp32", outputs=SUBSETS["dense"], portable=True),
+        "sparse": export_to_folder(headless, "fp32", outputs=SUBSETS["sparse"], heads_from=random_checkpoint),
+        "multivector": export_to_folder(random_checkpoint, "fp32", outputs=SUBSETS["multivector"]),
+    }
 
 
 def test_heads_from_a_folder_give_the_artifact_of_a_whole_checkpoint(

@@ -60,7 +60,7 @@ def heads_among_weights(prefix: str) -> Edit:
 
 
 READ = {
-    **{prefix: prefixed(prefix) for prefix in ("model.", "roberta.", "0.auto_model.", "encoder.model.", "a.b.c.d.")},
+    **{prefix: prefixed(prefix) for prefix in ("model.", "encoder.model.", "0.auto_model.c.")},
     "no_prefix_goes_first": weights(lambda t: t | {f"ema.{name}": torch.zeros_like(t[name]) for name in t}),
     "names_of_tensorflow": weights(
         lambda t: {n.replace("Norm.weight", "Norm.gamma").replace("Norm.bias", "Norm.beta"): t[n] for n in t}
@@ -68,13 +68,12 @@ READ = {
     "in_parts": in_parts,
     "bin": as_bin(),
     "variant_beside": lambda folder: store(folder, {"garbage": torch.ones(1)}, "model.fp16.safetensors"),
-    **{
-        f"wrapped_in_{key}": steps(
-            as_bin(lambda t, key=key: {"epoch": 3, key: t}),  # type: ignore[misc]
-            head(SPARSE, lambda t, key=key: {key: t}),  # type: ignore[misc]
-        )
-        for key in ("state_dict", "model_state_dict", "model", "module")
-    },
+    "wrapped_by_a_trainer": steps(
+        as_bin(lambda t: {"epoch": 3, "model_state_dict": t}), head(SPARSE, lambda t: {"state_dict": t})
+    ),
+    "wrapped_by_another_trainer": steps(
+        as_bin(lambda t: {"model": t}), head(SPARSE, lambda t: {"module": t, "optimizer": {}})
+    ),
     "heads_under_prefixes": steps(
         head(SPARSE, lambda t: {f"0.linear.{name}": t[name] for name in t}),
         head(COLBERT, lambda t: {f"colbert_linear.{name}": t[name] for name in t}),
@@ -87,7 +86,6 @@ READ = {
 REFUSED = {
     "weights_cut": (lambda folder: os.truncate(folder / "model.safetensors", 999), f"cannot read the weights.*{AGAIN}"),
     "weights_empty": (write("model.safetensors", ""), f"cannot read the weights in.*{AGAIN}"),
-    "weights_text": (write("model.safetensors", "garbage" * 9), f"cannot read the weights in.*{AGAIN}"),
     "nan": (
         weights(lambda t: t | {BIAS: torch.full((96,), torch.nan)}),
         f"tensor backbone.{BIAS} holds NaN or infinity; {AGAIN}",
@@ -108,25 +106,18 @@ REFUSED = {
         weights(lambda t: t | {QUERY: t[QUERY].to(torch.int8)}),
         f"tensor {QUERY} is stored as torch.int8, expected floating-point.*before it was quantized",
     ),
-    "float8": (weights(lambda t: t | {QUERY: t[QUERY].to(torch.float8_e4m3fn)}), "stored as torch.float8"),
     "head_width": (
         head(SPARSE, lambda t: {"weight": torch.ones(2, 96), "bias": torch.ones(2)}),
         r"weight \(2, 96\) and bias \(2,\), expected \(1, 96\) and \(1,\).*not of one checkpoint",
-    ),
-    "head_scalars": (
-        head(COLBERT, lambda t: {"weight": torch.tensor(1.0), "bias": torch.tensor(1.0)}),
-        r"colbert_linear.pt has weight \(\) and bias \(\), expected",
     ),
     "head_infinity": (
         head(COLBERT, lambda t: t | {"bias": torch.full((96,), torch.inf)}),
         f"tensor colbert_linear.bias holds NaN or infinity; {AGAIN}",
     ),
-    "head_without_bias": (head(SPARSE, lambda t: {"a.weight": t["weight"]}), r"found a\.weight, expected weight and b"),
     "head_of_two_layers": (
         head(SPARSE, lambda t: {f"{layer}.{name}": t[name] for layer in "ab" for name in t}),
         r"sparse_linear\.pt.*found a\.bias, a\.weight, b\.bias, b\.weight, expected weight and bias",
     ),
-    "head_without_tensors": (head(SPARSE, lambda t: {}), "found none, expected weight and bias"),
     "head_list": (head(SPARSE, lambda t: [1, 2]), f"cannot read .*sparse_linear.pt as .*list.*{AGAIN}"),
     "head_with_a_number": (head(SPARSE, lambda t: t | {"epoch": 3}), "'epoch' is a int, expected a state dict"),
     "head_module": (
@@ -169,23 +160,18 @@ class Bomb:
         return os.mkdir, (str(self.marker),)
 
 
-@pytest.mark.parametrize(
-    "plant",
-    [
-        lambda folder, bomb: (folder / SPARSE).write_bytes(pickle.dumps(bomb)),
-        lambda folder, bomb: torch.save({"weight": bomb}, folder / COLBERT),
-        lambda folder, bomb: torch.save({"weight": bomb}, folder / COLBERT, _use_new_zipfile_serialization=False),
-        lambda folder, bomb: [as_bin(lambda t: t | {"x": bomb})(folder)],
-    ],
-    ids=["raw_pickle", "head", "head_of_the_old_format", "backbone"],
-)
+@pytest.mark.parametrize("is_old_format", [False, True])
+@pytest.mark.parametrize("name", [SPARSE, "pytorch_model.bin"])
 def test_a_malicious_pickle_is_refused_and_never_run(
-    checkpoint_copy: Path, tmp_path: Path, plant: Callable[[Path, Bomb], object]
+    checkpoint_copy: Path, tmp_path: Path, name: str, is_old_format: bool
 ) -> None:
     bomb = Bomb(tmp_path / "marker")
-    plant(checkpoint_copy, bomb)
-    with pytest.raises(CheckpointError, match="cannot read"):
-        load_checkpoint(checkpoint_copy)
+    as_bin()(checkpoint_copy)
+    torch.save({"weight": bomb}, checkpoint_copy / name, _use_new_zipfile_serialization=not is_old_format)
+    for _ in range(2):
+        with pytest.raises(CheckpointError, match="cannot read"):
+            load_checkpoint(checkpoint_copy)
+        (checkpoint_copy / name).write_bytes(pickle.dumps(bomb))
     assert not bomb.marker.exists()
     pickle.loads(pickle.dumps(bomb))
     assert bomb.marker.is_dir(), "the bomb is not a real one"
