@@ -30,6 +30,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from bgem3.export.graph import ROW_INPUTS, TOKEN_INPUTS, Graph, make_model
@@ -67,7 +68,7 @@ def build_cpu_graph(spec: ModelSpec, weights: Weights) -> onnx.ModelProto:
 def build_probe() -> onnx.ModelProto:
     """Build one product of the int8 graph, with which the runtime tests whether this CPU's products are exact."""
     inputs = {"rows": (TensorProto.UINT8, [1, PROBE_SIZE]), "scales": (TensorProto.FLOAT, [1, 1])}
-    constants = {
+    constants: dict[str, NDArray[Any]] = {
         "weight": np.full((PROBE_SIZE, 16), LARGEST, np.int8),
         "weight_scales": np.ones(16, np.float32),
         "zero_point": np.array(ZERO_POINT, np.uint8),

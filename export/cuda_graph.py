@@ -13,10 +13,9 @@ biases and take lengths in float32.
 A layer has eight nodes and nine kernels, and each bias is part of one of them:
 
 - One product computes query, key and value. PackedMultiHeadAttention takes them side by side for each head,
-  (T, N, 3, H), so the graph joins the three stored weights in that order. ONNX Runtime does so once, when it opens the
-  session.
-- PackedMultiHeadAttention reads the texts' limits from `cu_seqlens`. It takes flash attention at every length if the
-  session's `sdpa_kernel` option is set; by default it does so only from 513 tokens for inputs of this form.
+  (T, N, 3, H), so the graph joins the three weights in that order, once, when ONNX Runtime opens the session.
+- PackedMultiHeadAttention takes flash attention at every length if the session's `sdpa_kernel` option is set. Its
+  default for inputs of this form is flash attention from 513 tokens.
 - SkipLayerNormalization adds the residual and the bias of the product before it. BiasGelu adds the bias, too.
 
 No node needs the host, computes a shape or takes a branch, so a CUDA graph can capture the whole run.

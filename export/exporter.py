@@ -1,5 +1,6 @@
 """The export of a checkpoint to an artifact folder, whole or not at all."""
 
+import codecs
 import errno
 import gc
 import json
@@ -24,13 +25,13 @@ from bgem3.export.int8 import write_int8
 from bgem3.export.native_graph import build_native_graph
 from bgem3.export.portable import export_portable
 from bgem3.export.reference import parity_texts, reference_outputs
-from bgem3.export.tokenizer import read_tokenizer_file
 from bgem3.export.weights import encoder_tensors, write_weights
 from bgem3.runtime.artifact import (
     FORMAT_VERSION,
     MANIFEST,
     OUTPUTS,
     PRECISIONS,
+    TOKENIZER_FILE,
     WEIGHTS_FILE,
     Artifact,
     Output,
@@ -121,7 +122,8 @@ def export_model(
     _check_target(target, overwrite)
     checkpoint = load_checkpoint(source, cache_dir, outputs=outputs, heads_from=heads_from)
     with _new_folder(target, overwrite) as folder:
-        (folder / "tokenizer.json").write_bytes(read_tokenizer_file(checkpoint.folder))
+        tokenizer = (checkpoint.folder / TOKENIZER_FILE).read_bytes().removeprefix(codecs.BOM_UTF8)
+        (folder / TOKENIZER_FILE).write_bytes(tokenizer)
         graphs: list[GraphEntry] = []
         int8_report: dict[str, Any] | None = None
         for precision in precisions:
@@ -193,9 +195,9 @@ def _new_folder(target: Path, overwrite: bool) -> Iterator[Path]:
 
 def _write_precision(checkpoint: Checkpoint, folder: Path, precision: str, show_progress: bool) -> list[GraphEntry]:
     (folder / precision).mkdir()
-    tensors, dtype = list(encoder_tensors(checkpoint.model)), DTYPES[precision]
-    tensors = tqdm(tensors, desc=f"{precision} weights", unit="tensor", disable=not show_progress)
-    weights = write_weights(folder / precision / WEIGHTS_FILE, ((name, values, dtype) for name, values in tensors))
+    tensors = [(name, values, DTYPES[precision]) for name, values in encoder_tensors(checkpoint.model)]
+    shown = tqdm(tensors, desc=f"{precision} weights", unit="tensor", disable=not show_progress)
+    weights = write_weights(folder / precision / WEIGHTS_FILE, shown)
     graphs = []
     for name, build, device, operators in (
         ("cuda.onnx", build_cuda_graph, "cuda", "onnxruntime"),

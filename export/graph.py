@@ -9,7 +9,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from bgem3.export.weights import Weights
-from bgem3.runtime.artifact import OUTPUTS, ModelSpec, Output
+from bgem3.runtime.artifact import OUTPUTS, ModelSpec
 
 NATIVE_DOMAIN = "bgem3"
 OPSETS = {"": 20, "com.microsoft": 1}  # 20 is the first with an exact Gelu
@@ -25,9 +25,7 @@ TOKEN_INPUTS: Values = {
 }
 ROW_INPUTS: Values = {
     "state_rows": (TensorProto.INT64, ["states"]),
-    "dense_rows": (TensorProto.INT64, ["dense_rows"]),
-    "sparse_rows": (TensorProto.INT64, ["sparse_rows"]),
-    "multivector_rows": (TensorProto.INT64, ["multivector_rows"]),
+    **{f"{output}_rows": (TensorProto.INT64, [f"{output}_rows"]) for output in OUTPUTS},
 }
 
 
@@ -41,9 +39,7 @@ class Graph:
     def __init__(self, spec: ModelSpec, weights: Weights) -> None:
         self.spec = spec
         self.weights = weights
-        self.outputs: tuple[Output, ...] = tuple(
-            name for name in OUTPUTS if name == "dense" or f"{name}.weight" in weights
-        )
+        self.outputs = tuple(name for name in OUTPUTS if name == "dense" or f"{name}.weight" in weights)
         self._nodes: list[onnx.NodeProto] = []
         self._initializers: dict[str, onnx.TensorProto] = {}
         self._made: dict[tuple[str, ...], str] = {}

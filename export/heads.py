@@ -11,8 +11,8 @@ from bgem3.runtime.hub import CheckpointError
 def load_head(path: Path, n_inputs: int, weights: Tensors, n_outputs: int | None = None) -> torch.nn.Linear:
     """Load a head from its file, or from the backbone's tensors if there is no such file.
 
-    The file's stem is the layer's name among the backbone's tensors, ``weights``. In the file, names may have any
-    prefix, as ``linear.weight`` has, if there is one layer only. ``n_outputs`` None accepts any output width.
+    The layer's name among the backbone's tensors, ``weights``, is the file's stem. In the file, one layer's names may
+    have any prefix, such as ``linear.``. ``n_outputs`` None accepts any output width.
 
     Raises
     ------

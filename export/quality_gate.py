@@ -1,5 +1,6 @@
 """The quality gate of int8: embeddings and rankings on held-out texts, compared with the checkpoint in float32."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -27,8 +28,11 @@ Many tokens of a long text weigh nearly the same, so the least noise may change 
 change is loose, and the bound on the gap, how much lighter the new ones are, is tight. Shares are taken over few texts;
 their bounds leave room for chance.
 """
-
-SCORES = {"dense": dense_scores, "sparse": sparse_scores, "multivector": multivector_scores}
+SCORES: dict[str, Callable[..., NDArray[np.float32]]] = {
+    "dense": dense_scores,
+    "sparse": sparse_scores,
+    "multivector": multivector_scores,
+}
 
 
 def quality_reference(

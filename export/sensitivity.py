@@ -34,7 +34,7 @@ def output_sensitivities(checkpoint: Checkpoint, texts: list[str], *, show_progr
     with ExitStack() as hooks, torch.enable_grad():
         for part in (part for group in groups(checkpoint.spec) for part in parts(group)):
 
-            def add(module: torch.nn.Module, of_inputs: object, gradients: Any, part: str = part) -> None:
+            def add(module: torch.nn.Module, inputs: object, gradients: Any, part: str = part) -> None:
                 sums[part] = sums.get(part, np.float32(0)) + gradients[0].flatten(0, -2).square().sum(0).numpy()
 
             hooks.enter_context(layers[part].register_full_backward_hook(add))

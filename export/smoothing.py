@@ -122,8 +122,8 @@ def fit_smoothings(
 def smooth(tensors: dict[str, Array], smoothings: dict[str, Smoothing], spec: ModelSpec) -> None:
     """Fold shifts, factors, and the biases of keys and values into a model's tensors, in place.
 
-    The model computes the same afterwards, up to float rounding, if it multiplies the input of each group by the new
-    tensor ``GROUP.smoothing`` (K,); ``attention_output`` has none. The biases of keys go: each adds one number to all
+    The model computes the same afterwards, up to float rounding, if it multiplies the input of each group but
+    ``attention_output`` by the new tensor ``GROUP.smoothing`` (K,). The biases of keys go: each adds one number to all
     scores of a query, which softmax ignores.
     """
     for group, smoothing in smoothings.items():

@@ -13,8 +13,7 @@ from bgem3.runtime.hub import CheckpointError
 Tensors = dict[str, torch.Tensor]
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-WRAPPERS = ("state_dict", "model_state_dict", "model", "module")
-"""Keys under which trainers store the state dict beside other things."""
+WRAPPERS = ("state_dict", "model_state_dict", "model", "module")  # trainers' keys of the state dict in a larger dict
 OLD_NAMES = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
 """Names in models converted from TensorFlow, and the present ones."""
 

@@ -1,6 +1,5 @@
 """The tokenizer of a checkpoint, and the ids of its special tokens."""
 
-import codecs
 import json
 from pathlib import Path
 
@@ -9,11 +8,6 @@ from transformers import XLMRobertaConfig
 
 from bgem3.runtime import tokenizer as runtime_tokenizer
 from bgem3.runtime.hub import CheckpointError
-
-
-def read_tokenizer_file(folder: Path) -> bytes:
-    """Return the content of a checkpoint's tokenizer.json without a byte order mark."""
-    return (folder / "tokenizer.json").read_bytes().removeprefix(codecs.BOM_UTF8)
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:

@@ -32,7 +32,11 @@ def write(name: str, content: str | bytes | dict[str, Any] | list[Any]) -> Edit:
 
 
 def remove(*names: str) -> Edit:
-    return lambda folder: [(folder / name).unlink() for name in names]
+    def edit(folder: Path) -> None:
+        for name in names:
+            (folder / name).unlink()
+
+    return edit
 
 
 def move(old: str, new: str) -> Edit:
@@ -85,10 +89,9 @@ def prefixed(*prefixes: str) -> Edit:
 
 def as_bin(change: Callable[[Tensors], object] = lambda tensors: tensors) -> Edit:
     """Return a function that stores the weights as torch.save does."""
-    return lambda folder: [
-        torch.save(change(stored(folder)), folder / "pytorch_model.bin"),
-        (folder / "model.safetensors").unlink(),
-    ]
+    return steps(
+        lambda folder: torch.save(change(stored(folder)), folder / "pytorch_model.bin"), remove("model.safetensors")
+    )
 
 
 def head(name: str, change: Callable[[Tensors], object]) -> Edit:

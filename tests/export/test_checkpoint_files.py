@@ -8,8 +8,7 @@ import torch
 
 from bgem3.export.checkpoint import load_checkpoint
 from bgem3.runtime import CheckpointError
-from bgem3.runtime import export_cache as cache
-from bgem3.runtime.artifact import FORMAT_VERSION, MANIFEST
+from bgem3.runtime.artifact import MANIFEST
 from bgem3.runtime.checkpoint_files import checkpoint_hash, find_checkpoint
 from tests.export.checkpoints import (
     HEADS,
@@ -38,19 +37,19 @@ def torch_file(name: str, state: object) -> Edit:
 
 
 def link(name: str, target: str) -> Edit:
-    return lambda folder: [(folder / name).unlink(missing_ok=True), (folder / name).symlink_to(target)]
+    def edit(folder: Path) -> None:
+        (folder / name).unlink(missing_ok=True)
+        (folder / name).symlink_to(target)
+
+    return edit
 
 
 ADAPTERS = {
     "settings": write("adapter_config.json", ADAPTER),
     "damaged_settings": write("adapter_config.json", "garbage"),
-    "bin": write("adapter_model.bin", "x"),
     "in_a_folder_of_adapters": write("adapters/english/adapter_config.json", ADAPTER),
-    "in_a_trainers_checkpoint": write("checkpoint-500/adapter_model.safetensors", "x"),
-    "without_base_weights": steps(write("adapter_config.json", ADAPTER), remove("model.safetensors")),
     "without_a_models_settings": steps(write("adapter_config.json", ADAPTER), remove("config.json")),
     "dead_link": link("adapter_config.json", "/no/such/file"),
-    "in_parts": write("adapter_model-00001-of-00002.safetensors", "x"),
     "under_another_name": lambda folder: store(folder, LORA, "deep/er/lora_weights.safetensors"),
     "torch_file_under_another_name": torch_file("lora.pt", LORA),
     "of_adapter_hub": weights(lambda t: t | {"encoder.layer.0.output.adapters.a.down.weight": torch.ones(2, 2)}),
@@ -61,7 +60,6 @@ ADAPTERS = {
         ),
         prefixed("base_model.model."),
     ),
-    "one_more_tensor": weights(lambda t: t | {"lora_A.weight": torch.ones(2, 2)}),
 }
 
 
@@ -83,15 +81,10 @@ def test_a_damaged_file_beside_the_weights_is_no_adapter(checkpoint_copy: Path) 
         assert find_checkpoint(checkpoint_copy) == checkpoint_copy
 
 
-def test_a_kept_export_is_not_used_once_the_checkpoint_gains_an_adapter(checkpoint_copy: Path, tmp_path: Path) -> None:
-    key = checkpoint_hash(checkpoint_copy)
-    kept = tmp_path / "bgem3" / f"{key[:32]}-fp16-v{FORMAT_VERSION}"
-    write(MANIFEST, {"format_version": FORMAT_VERSION})(kept)
-    assert cache.find_or_export(checkpoint_copy, "fp16", tmp_path) == kept
-    write("adapter_config.json", ADAPTER)(checkpoint_copy)
-    assert checkpoint_hash(checkpoint_copy) != key
-    with pytest.raises(CheckpointError, match="holds a LoRA adapter"):
-        cache.find_or_export(checkpoint_copy, "fp16", tmp_path)
+def test_an_adapter_changes_the_hash_by_which_exports_are_kept(checkpoint_copy: Path) -> None:
+    before = checkpoint_hash(checkpoint_copy)
+    write("adapters/english/adapter_config.json", ADAPTER)(checkpoint_copy)
+    assert checkpoint_hash(checkpoint_copy) != before
 
 
 def instead_of_weights(name: str, words: str) -> tuple[Edit, str]:

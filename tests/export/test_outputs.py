@@ -125,7 +125,7 @@ def test_outputs_that_are_not_there_say_why_and_what_to_do(artifacts: dict[str, 
     with BGEM3Model.load(artifacts["dense"], "cpu", "fp32") as model:
         calls: list[Callable[[], object]] = [
             lambda: model.encode(TEXTS, ("dense", "multivector")),
-            lambda: model.encode(TEXTS, "sparse"),
+            lambda: model.encode(TEXTS, ("sparse",)),
             lambda: model.score(["a"], ["b"]),
             lambda: model.score_pairs([("a", "b")]),
             lambda: flag.encode("text", return_sparse=True),

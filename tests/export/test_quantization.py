@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from bgem3.export import int8
 from bgem3.export.calibration import sample_inputs
 from bgem3.export.checkpoint import Checkpoint, load_checkpoint
-from bgem3.export.cpu_graph import build_cpu_graph
+from bgem3.export.cpu_graph import build_cpu_graph, build_probe
 from bgem3.export.gptq import round_weight
 from bgem3.export.graph import save_graph
 from bgem3.export.quantization import column_scales, dequantized_rows, groups, parts, quantize_weight
@@ -78,7 +78,7 @@ def test_smoothing_changes_nothing_in_exact_arithmetic(
     stored = ((name, values, np.float32) for name, values in tensors.items())
     weights = write_weights(tmp_path / "int8/weights.bin", stored)
     save_graph(build_cpu_graph(checkpoint.spec, weights), tmp_path / "int8/cpu.onnx")
-    int8.save_graph(int8.build_probe(), tmp_path / "int8/probe.onnx")
+    save_graph(build_probe(), tmp_path / "int8/probe.onnx")
     found = int8._encode(checkpoint, tmp_path, list(SENTENCES))
     with BGEM3Model.load(int8_artifact, "cpu", "fp32") as model:
         expected = model.encode(SENTENCES)

@@ -22,6 +22,11 @@ def swap(values: dict[str, Any]) -> None:
     single[0], single[-1] = single[-1], single[0]
 
 
+def without_unknown(values: dict[str, Any]) -> None:
+    values["model"]["unk_id"] = None
+    unname(values, "<unk>")
+
+
 def unname(values: dict[str, Any], token: str) -> None:
     """Give a special token another text."""
     values["added_tokens"] = [added for added in values["added_tokens"] if added["content"] != token]
@@ -56,12 +61,11 @@ HARMLESS = {
     )(folder),
 }
 
-NO_UNKNOWN = tokenizer(lambda v: [v["model"].update(unk_id=None), unname(v, "<unk>")])
 OWN_CODE = settings(CONFIG, tokenizer_class="Trojan", auto_map={"AutoTokenizer": ["trojan.Trojan"] * 2})
 REFUSED = {
     "swapped": (tokenizer(swap), "does not put CLS before and EOS after a text.*'</s>', '<s>'"),
     "no_post_processor": (tokenizer(lambda v: v.update(post_processor=None)), r"put CLS before.*becomes \[\]"),
-    "no_unknown": (NO_UNKNOWN, "has no token for unknown"),
+    "no_unknown": (tokenizer(without_unknown), "has no token for unknown"),
     "no_model": (tokenizer(lambda v: v.update(model={})), "cannot read the tokenizer in"),
     "text": (write("tokenizer.json", "garbage"), "cannot read the tokenizer in.*get the checkpoint again"),
     "binary": (write("tokenizer.json", b"\xff\xfe"), "cannot read the tokenizer in.*get the checkpoint again"),
