@@ -94,6 +94,17 @@ def as_bin(change: Callable[[Tensors], object] = lambda tensors: tensors) -> Edi
     )
 
 
+def in_parts(folder: Path) -> None:
+    """Store the weights in two files with an index, as transformers does with large models."""
+    tensors = stored(folder)
+    (folder / "model.safetensors").unlink()
+    names = [f"model-0000{n}-of-00002.safetensors" for n in (1, 2)]
+    place = {key: names[i % 2] for i, key in enumerate(sorted(tensors))}
+    for name in names:
+        store(folder, {key: tensors[key] for key in place if place[key] == name}, name)
+    write("model.safetensors.index.json", {"metadata": {}, "weight_map": place})(folder)
+
+
 def head(name: str, change: Callable[[Tensors], object]) -> Edit:
     """Return a function that stores what ``change`` makes of a head."""
     return lambda folder: torch.save(change(torch.load(folder / name)), folder / name)

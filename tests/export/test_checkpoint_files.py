@@ -15,6 +15,7 @@ from tests.export.checkpoints import (
     QUERY,
     Edit,
     assert_refused,
+    in_parts,
     move,
     prefixed,
     remove,
@@ -23,7 +24,6 @@ from tests.export.checkpoints import (
     weights,
     write,
 )
-from tests.export.test_stored_tensors import in_parts
 
 ADAPTER = {"peft_type": "LORA", "base_model_name_or_path": "BAAI/bge-m3"}
 LORA = {f"base_model.model.{QUERY.removesuffix('weight')}lora_A.weight": torch.ones(2, 2)}

@@ -19,6 +19,7 @@ from tests.export.checkpoints import (
     assert_refused,
     assert_same,
     head,
+    in_parts,
     prefixed,
     settings,
     steps,
@@ -32,17 +33,6 @@ from tests.export.checkpoints import (
 SPARSE, COLBERT = HEADS
 BIAS = "encoder.layer.1.output.dense.bias"
 AGAIN = "get the checkpoint again"
-
-
-def in_parts(folder: Path) -> None:
-    """Store the weights in two files with an index, as transformers does with large models."""
-    tensors = stored(folder)
-    (folder / "model.safetensors").unlink()
-    names = [f"model-0000{n}-of-00002.safetensors" for n in (1, 2)]
-    place = {key: names[i % 2] for i, key in enumerate(sorted(tensors))}
-    for name in names:
-        store(folder, {key: tensors[key] for key in place if place[key] == name}, name)
-    write("model.safetensors.index.json", {"metadata": {}, "weight_map": place})(folder)
 
 
 def heads_among_weights(prefix: str) -> Edit:
