@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerFast
 
 from bgem3.runtime import BGEM3FlagModel, BGEM3Model, FlagAutoModel
 from bgem3.runtime.artifact import ModelSpec, read_artifact
-from bgem3.runtime.flagembedding.parts import FlagTokenizer
+from bgem3.runtime.flagembedding.tokenizer import FlagTokenizer
 from tests.runtime.flagembedding.comparison import TOLERANCES, assert_same
 
 MAX_LENGTH = 128  # tokens, of the random checkpoint
