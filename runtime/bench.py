@@ -18,11 +18,11 @@ from rich.table import Column, Table
 from tqdm import tqdm
 
 from bgem3.runtime.artifact import Artifact, read_artifact
-from bgem3.runtime.cpu_session import CpuSession
 from bgem3.runtime.cpus import available_cpus
+from bgem3.runtime.device import open_encoder
 from bgem3.runtime.machine import describe_machine, memory_in_use
 from bgem3.runtime.model import BGEM3Model
-from bgem3.runtime.parity import Reference
+from bgem3.runtime.reference import Reference
 
 LEAST_CALLS = 3  # timed calls of a workload, however long one takes: a median needs three
 PASSAGE_TOKENS, PASSAGE_SPREAD = 168, 0.41  # median and log deviation of lengths, as of XQuAD's English passages
@@ -194,9 +194,9 @@ def _host_share(model: BGEM3Model, texts: list[str], max_length: int) -> dict[st
 
 def _profile(artifact: Artifact, precision: str, n_threads: int, texts: list[str], max_length: int) -> dict[str, float]:
     """Return the share of tokenizing, of each of ONNX Runtime's operators and of the rest in the time of a call."""
-    _, path = artifact.graph(precision, "cpu")
     with tempfile.TemporaryDirectory() as folder:
-        session = CpuSession(path, precision, n_threads=n_threads, profile=Path(folder) / "profile")
+        profile = Path(folder) / "profile"
+        session = open_encoder(artifact, device="cpu", precision=precision, n_threads=n_threads, profile=profile)
         with BGEM3Model(artifact, session) as model:
             tokenizing = seconds_of(partial(model.tokenizer, texts, max_length))
             encode = partial(model.encode, texts, max_length=max_length)

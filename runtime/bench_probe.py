@@ -18,8 +18,9 @@ from bgem3.runtime.artifact import read_artifact
 from bgem3.runtime.bench_hardware import device_memory_mib
 from bgem3.runtime.bench_workload import ExactTexts, random_lengths
 from bgem3.runtime.cpu_session import CpuSession
+from bgem3.runtime.device import open_encoder
 from bgem3.runtime.model import BGEM3Model
-from bgem3.runtime.parity import Reference
+from bgem3.runtime.reference import Reference
 
 KERNEL_LOG = {"ORT_ENABLE_ATTENTION_KERNEL_DEBUG_INFO": "1"}  # read when a session is made
 MARK = "encoding a text of tokens:"
@@ -169,11 +170,13 @@ def peak_rss_mib() -> int:
 def _use_operators(request: dict[str, Any]) -> None:
     load = request["load"]
     artifact = read_artifact(load["folder"])
-    precision, path = artifact.graph(load["precision"], "cpu")
     for name, texts in request["workloads"].items():
         with tempfile.TemporaryDirectory() as folder:
             prefix = Path(folder) / "profile"
-            session = CpuSession(path, precision, n_threads=load["n_threads"], profile=prefix)
+            session = open_encoder(
+                artifact, device="cpu", precision=load["precision"], n_threads=load["n_threads"], profile=prefix
+            )
+            assert isinstance(session, CpuSession)
             model = BGEM3Model(artifact, session)
             for _ in range(N_ENCODED):
                 model.encode(texts)

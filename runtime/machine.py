@@ -8,9 +8,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from bgem3.runtime import cuda_session as cuda
-from bgem3.runtime.cpu_session import import_onnxruntime
+from bgem3.runtime import cuda_runtime as cuda
 from bgem3.runtime.device import device_number
+from bgem3.runtime.ort import import_onnxruntime
 
 MIB = 1 << 20
 
