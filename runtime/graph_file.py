@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from bgem3.runtime.artifact import MANIFEST, Artifact, ArtifactError, leads_out
+from bgem3.runtime.artifact import MANIFEST, Artifact, ArtifactError, leads_out, verify_help
 from bgem3.runtime.onnx_proto import messages, read_model
 
 ELEMENT_TYPES = {1: "float32", 3: "int8", 6: "int32", 7: "int64", 10: "float16"}  # by their numbers in onnx.proto
@@ -52,7 +52,7 @@ class GraphFile:
             }
         except ValueError as error:
             raise ArtifactError(
-                f"cannot open {path}: it is not a graph in Protobuf form ({error}); {_check_folder(path)}"
+                f"cannot open {path}: it is not a graph in Protobuf form ({error}); {verify_help(path)}"
             ) from None
 
     def with_locations(self, locations: dict[str, str]) -> bytes:
@@ -115,7 +115,7 @@ def check_graph(artifact: Artifact, path: Path, precision: str, kind: str) -> No
     check_locations(artifact, path, graph)
     difference = next(_differences(graph, artifact, precision, kind), None)
     if difference:
-        raise ArtifactError(f"cannot open {path}: its {difference}, as {MANIFEST} says; {_check_folder(path)}")
+        raise ArtifactError(f"cannot open {path}: its {difference}, as {MANIFEST} says; {verify_help(path)}")
 
 
 def check_locations(artifact: Artifact, path: Path, graph: GraphFile | None = None) -> None:
@@ -139,9 +139,7 @@ def check_locations(artifact: Artifact, path: Path, graph: GraphFile | None = No
 def _declarations(values: Any) -> dict[str, str]:
     types = {value.name: value.type.tensor_type for value in values}
     return {
-        name: _declaration(
-            declared.elem_type, (size.dim_value if size.HasField("dim_value") else "?" for size in declared.shape.dim)
-        )
+        name: _declaration(declared.elem_type, (size.dim_value or "?" for size in declared.shape.dim))
         for name, declared in types.items()
     }
 
@@ -182,7 +180,3 @@ def _differences(graph: GraphFile, artifact: Artifact, precision: str, kind: str
 
 def _listed(values: dict[str, str]) -> str:
     return ", ".join(f"{name} {declared}" for name, declared in sorted(values.items()))
-
-
-def _check_folder(path: Path) -> str:
-    return f"check the folder with `bgem3 verify {path.parent.parent}`, or export the checkpoint again"

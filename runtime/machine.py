@@ -47,7 +47,7 @@ def memory_in_use(device: str) -> dict[str, int]:
     """Return in MiB the peak resident memory of this process and, on CUDA, what all processes use of the device."""
     used = {"peak_resident": resident_bytes("VmHWM") // MIB}
     if device.startswith("cuda"):
-        free, total = cuda.device_memory(cuda.import_cudart(), device_number(device))
+        free, total = cuda.device_memory(device_number(device))
         used["device"] = (total - free) // MIB
     return used
 

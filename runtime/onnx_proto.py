@@ -56,10 +56,10 @@ def messages(message: Any, kind: str) -> Iterator[Any]:
 
 @cache
 def _model_class() -> Any:
-    """Make the class of Model messages, in proto2 as onnx.proto is."""
+    """Make the class of Model messages, in proto3, whose strings must be UTF-8."""
     from google.protobuf import descriptor_pb2, descriptor_pool, message_factory  # type: ignore[import-untyped]
 
-    file = descriptor_pb2.FileDescriptorProto(name="onnx_part.proto", package="onnx_part")
+    file = descriptor_pb2.FileDescriptorProto(name="onnx_part.proto", package="onnx_part", syntax="proto3")
     described: dict[str, Any] = {}
     for line in SCHEMA.strip().splitlines():
         message, _, fields = line.partition(": ")
