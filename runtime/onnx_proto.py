@@ -68,11 +68,13 @@ def _model_class() -> Any:
         for name, number, kind in map(str.split, fields.split(",")):
             field = described[message].field.add(name=name, number=int(number))
             field.label = field.LABEL_REPEATED if kind.endswith("*") else field.LABEL_OPTIONAL
-            kind = kind.removesuffix("*")
             if kind[0].isupper():
-                field.type, field.type_name = field.TYPE_MESSAGE, f".onnx_part.{kind}"
-            else:
-                field.type = getattr(field, f"TYPE_{kind.upper()}")
+                field.type, field.type_name = field.TYPE_MESSAGE, f".onnx_part.{kind.removesuffix('*')}"
+                continue
+            field.type = getattr(field, f"TYPE_{kind.removesuffix('*').upper()}")
+            if not kind.endswith("*"):  # a zero that is set stays set, for which proto3 needs a oneof
+                field.proto3_optional, field.oneof_index = True, len(described[message].oneof_decl)
+                described[message].oneof_decl.add(name=f"_{name}")
     pool = descriptor_pool.DescriptorPool()
     pool.AddSerializedFile(file.SerializeToString())
     return message_factory.GetMessageClass(pool.FindMessageTypeByName("onnx_part.Model"))
