@@ -56,10 +56,7 @@ class GraphFile:
             ) from None
 
     def with_locations(self, locations: dict[str, str]) -> bytes:
-        """Return the file's content with tensors read from other files, given by the present ones.
-
-        All else stays as it is.
-        """
+        """Return the file's content with tensors read from other files, given by the present ones."""
         for entry in self._location_entries():
             entry.value = locations[entry.value]
         content: bytes = self._model.SerializeToString()
@@ -74,12 +71,7 @@ def read_linked(path: Path) -> tuple[bytes, Path] | None:
     """Return a graph whose weights are links, pointed to the files themselves, and the folder of these files.
 
     From 1.24 on, ONNX Runtime refuses weights whose real path leaves the folder of the graph and of what the graph is a
-    link to. None means that no weights are links, so ONNX Runtime opens the graph by its path.
-
-    Raises
-    ------
-    ArtifactError
-        If links lead to several folders.
+    link to. None means that no weights are links. Links to several folders raise ArtifactError.
     """
     if not any(beside.is_symlink() for beside in path.parent.iterdir()):
         return None
@@ -100,14 +92,7 @@ def read_linked(path: Path) -> tuple[bytes, Path] | None:
 def check_graph(artifact: Artifact, path: Path, precision: str, kind: str) -> None:
     """Raise ArtifactError if a graph reads unlisted files, or is of another model than the manifest describes.
 
-    Parameters
-    ----------
-    path : Path
-        A graph in the artifact's folder.
-    precision : str
-        "fp16", "fp32" or "int8", the type of its stored weights.
-    kind : str
-        "cpu", "native" or "cuda", which decides its inputs.
+    ``kind`` is "cpu", "native" or "cuda", which decides the graph's inputs.
     """
     if "files" not in artifact.manifest:  # the folder is being made
         return

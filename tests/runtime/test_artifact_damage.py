@@ -4,7 +4,6 @@ import contextlib
 import copy
 import os
 import shutil
-import socket
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -107,11 +106,9 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
     "no_manifest": (without(MANIFEST), "not an artifact folder.*no manifest.json.*bgem3 export"),
     "no_graph": (without("fp32/cpu.onnx"), f"fp32/cpu.onnx is missing.*copy.*{AGAIN}"),
     "no_weights": (without("fp16/weights.bin"), "fp16/weights.bin is missing"),
-    "no_tokenizer": (without("tokenizer.json"), "tokenizer.json is missing"),
     "cut_weights": (cut("fp16/weights.bin"), r"weights.bin has \d+ bytes, the manifest says \d+"),
     "cut_graph": (cut("fp32/cpu.onnx"), rf"cpu.onnx has \d+ bytes, the manifest says.*{AGAIN}"),
     "path_to_parent": (listing("../outside.bin"), rf"names '\.\./outside.bin'.*{OUT}"),
-    "path_through_parent": (listing("fp32/../../outside.bin"), OUT),
     "absolute_path": (listing("/etc/passwd"), f"names '/etc/passwd'.*{OUT}"),
     "garbage_graph": (replaced(b"garbage" * 99, *CPU_GRAPHS), f"cannot open .*fp32.*Protobuf.*bgem3 verify.*{AGAIN}"),
     "empty_graph": (replaced(b"", *CPU_GRAPHS), "cannot open .*fp32.*inputs are .*bgem3 verify"),
@@ -165,27 +162,12 @@ def test_hashes_show_one_altered_bit_in_any_file(folder: Path, capsys: pytest.Ca
     read_artifact(folder, check_hashes=True)
 
 
-def make_socket(path: Path) -> None:
-    here = Path.cwd()
-    os.chdir(path.parent)  # a socket's path is short
-    try:
-        with socket.socket(socket.AF_UNIX) as made:
-            made.bind(path.name)
-    finally:
-        os.chdir(here)
-
-
-def link_to_a_fifo(path: Path) -> None:
-    os.mkfifo(path.with_name("fifo"))
-    path.symlink_to("fifo")
-
-
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no FIFOs")
 @pytest.mark.parametrize("name", [MANIFEST, "fp32/native.onnx"])
 @pytest.mark.parametrize(
     "make",
-    [os.mkfifo, Path.mkdir, make_socket, link_to_a_fifo, lambda path: path.symlink_to("/dev/zero")],
-    ids=["fifo", "folder", "socket", "link_to_a_fifo", "link_to_a_device"],
+    [os.mkfifo, Path.mkdir, lambda path: path.symlink_to("/dev/zero")],
+    ids=["fifo", "folder", "link_to_a_device"],
 )
 def test_what_is_no_file_is_refused_and_never_waited_for(folder: Path, name: str, make: Callable[[Path], None]) -> None:
     (folder / name).unlink()
@@ -246,16 +228,14 @@ FP32 = {"precision": "fp32", "device": "cpu", "operators": "onnxruntime", "file"
     [
         ([FP32, FP32], "fp32 on cpu .*twice"),
         ([FP32 | {"precision": "int4"}], "no graph of 'int4' on 'cpu'"),
-        ([FP32 | {"device": "tpu"}], "no graph of 'fp32' on 'tpu'"),
         ([FP32 | {"precision": "int8", "device": "cuda"}], "no graph of 'int8' on 'cuda'"),
         ([FP32 | {"file": "fp32/weights.bin"}], "ends in .onnx"),
         ([FP32 | {"file": "other.onnx"}], r"does not list \['other.onnx'\]"),
         ([{"precision": "fp32"}], "'device' is missing"),
         ([FP32 | {"device": ["cpu"]}], "device is "),
-        ([["fp32", "cpu", "fp32/cpu.onnx"]], "an object with 'precision' is expected"),
         ({"fp32": "fp32/cpu.onnx"}, "graphs is .* expected a list"),
     ],
-    ids=range(10),
+    ids=range(8),
 )
 def test_graph_entries_that_no_export_writes_are_refused(random_artifact: Path, graphs: object, words: str) -> None:
     refuse(random_artifact, manifest_of(random_artifact) | {"graphs": graphs}, words)
@@ -275,17 +255,14 @@ def test_every_file_that_is_used_must_be_listed_by_a_plain_relative_path(random_
     ("content", "words"),
     [
         (b"", f"not valid JSON.*{AGAIN}"),
-        (b"\xff\xfe\x00", "not valid JSON"),
         (b"[" * 100_000, "not valid JSON"),
-        (b"9" * 5000, "not valid JSON"),
         (b'{"format_version": 1, "source": "\\ud800"}', "surrogates not allowed"),
         (b"[]", f"holds a list, not an object.*{AGAIN}"),
         (b"{}", f"format version None, this bgem3 reads .*{AGAIN} .*or install the version that wrote it"),
         (b'{"format_version": 99}', "format version 99"),
         (b'{"format_version": true}', "format version True"),
-        (b'{"format_version": 1.0}', "format version 1.0"),
     ],
-    ids=range(10),
+    ids=range(7),
 )
 def test_a_manifest_that_is_no_object_of_this_format_is_refused(tmp_path: Path, content: bytes, words: str) -> None:
     (tmp_path / MANIFEST).write_bytes(content)
@@ -350,11 +327,9 @@ REFERENCES: dict[str, dict[str, NDArray[Any] | None]] = {
     **{f"texts_{name}": {"texts": np.frombuffer(content, np.uint8)} for name, content in JSON_TEXTS.items()},
     "no_texts": {"texts": None},
     "fewer_lengths": {"n_tokens": np.array([2, 3])},
-    "lengths_of_text": {"n_tokens": np.array("two")},
     "dense_of_one_dimension": {"dense": np.ones(5, np.float32)},
     "dense_pickled": {"dense": np.array([None], object)},
     "fewer_vectors": {"multivector": np.ones((2, 96), np.float32)},
-    "no_rows": {"multivector_rows": None},
     "huge_shape": {"sparse_shape": np.array([2**62, 2**62])},
     "column_beyond_the_vocabulary": {"sparse_indices": np.array([10**6])},
     "descending_indptr": {"sparse_indptr": np.array([0, 5, 2])},

@@ -98,7 +98,10 @@ def test_files_of_tensors_are_found_wherever_a_graph_may_have_them(tmp_path: Pat
         ({"vocab_size": 900}, r"tensor embeddings.word is float(16|32) \(\d+, 96\), expected float(16|32) \(900, 96\)"),
         ({"hidden_size": 48}, r"outputs are dense float32 \(\?, 96\)"),
         ({"multivector_size": 48}, r"outputs are .*multivector float32 \(\?, 96\)"),
-        ({"intermediate_size": 161}, r"tensor layer.0.intermediate.weight is float(16|32) \(96, 160\), expected \(96, 161\)"),
+        (
+            {"intermediate_size": 161},
+            r"tensor layer.0.intermediate.weight is float(16|32) \(96, 160\), expected \(96, 161\)",
+        ),
         ({"max_length": 8192}, "tensor embeddings.position is "),
         ({"pad_id": 4}, "tensor embeddings.position is "),
         ({"n_layers": 2}, "layers are 3, expected 2"),
@@ -117,16 +120,8 @@ def test_sizes_other_than_the_graphs_are_refused(
         check_graph(artifact, random_artifact / name, precision, file.removesuffix(".onnx"))
 
 
-def add_input(graph: onnx.GraphProto) -> None:
-    graph.input.add().CopyFrom(onnx.helper.make_tensor_value_info("extra", 7, ["tokens"]))
-
-
 def widen_input(graph: onnx.GraphProto) -> None:
     graph.input[0].type.tensor_type.elem_type = onnx.TensorProto.INT32
-
-
-def add_input_dimension(graph: onnx.GraphProto) -> None:
-    graph.input[0].type.tensor_type.shape.dim.add(dim_param="more")
 
 
 def fix_rows(graph: onnx.GraphProto) -> None:
@@ -137,20 +132,13 @@ def without_an_output(graph: onnx.GraphProto) -> None:
     del graph.output[1]
 
 
-def half_an_output(graph: onnx.GraphProto) -> None:
-    graph.output[1].type.tensor_type.elem_type = onnx.TensorProto.FLOAT16
-
-
 @both_kernels
 @pytest.mark.parametrize(
     ("edit", "words"),
     [
-        (add_input, r"inputs are .*extra int64 \(\?\)"),
         (widen_input, r"inputs are .*token_ids int32 \(\?\)"),
-        (add_input_dimension, r"token_ids int64 \(\?, \?\)"),
         (fix_rows, r"outputs are dense float32 \(1, 96\)"),
         (without_an_output, "outputs are dense .* multivector"),
-        (half_an_output, r"sparse float16 \(\?\)"),
     ],
 )
 def test_a_graph_of_other_inputs_or_outputs_is_refused(
@@ -215,27 +203,10 @@ def test_a_damaged_graph_file_is_refused_or_read(demo_artifact: Path, tmp_path: 
         GraphFile(path)
 
 
-def nested(n_levels: int) -> bytes:
-    """Return a graph whose node has an attribute with such a graph, and so on."""
-    content = b""
-    for _ in range(n_levels):
-        for number in (6, 5, 1):
-            content = bytes([number << 3 | 2, *varint(len(content))]) + content
-    return bytes([7 << 3 | 2, *varint(len(content))]) + content
-
-
-def varint(value: int) -> bytes:
-    digits = bytearray()
-    while value > 0x7F:
-        digits.append(value & 0x7F | 0x80)
-        value >>= 7
-    return bytes([*digits, value])
-
-
 @pytest.mark.parametrize(
     "content",
-    [b"\x3a\xff\xff\xff\xff\x0f", b"\x80" * 20, b"\x3b", b"\x3a\x05\x2a\x03\x42\x01\xff", nested(3000)],
-    ids=["longer_than_the_file", "endless_number", "unknown_kind", "name_that_is_not_utf8", "nested_without_end"],
+    [b"\x3a\xff\xff\xff\xff\x0f", b"\x80" * 20, b"\x3b", b"\x3a\x05\x2a\x03\x42\x01\xff"],
+    ids=["longer_than_the_file", "endless_number", "unknown_kind", "name_that_is_not_utf8"],
 )
 def test_what_is_no_graph_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "graph.onnx").write_bytes(content)
