@@ -63,7 +63,6 @@ class BGEM3FlagModel:
     ----------
     model : `BGEM3Model`, with ``model.config``, ``sparse_linear`` and ``colbert_linear`` for their sizes
     tokenizer : `FlagTokenizer`
-    target_devices : list of str, the device's name as often as ``devices`` has it
 
     Raises
     ------
@@ -143,11 +142,8 @@ class BGEM3FlagModel:
     ) -> dict[str, Any]:
         """Encode N texts. None means the value given to the constructor.
 
-        Parameters
-        ----------
-        settings
-            ``instruction`` and ``instruction_format``, put before each text, and keywords of FlagEmbedding's
-            tokenizer, accepted where they change no result.
+        ``settings`` are ``instruction`` and ``instruction_format``, put before each text, and keywords of
+        FlagEmbedding's tokenizer. One that is unknown, or would change results, raises TypeError or ValueError.
 
         Returns
         -------
@@ -155,11 +151,6 @@ class BGEM3FlagModel:
             ``dense_vecs`` float32 array (N, D), ``lexical_weights`` N dicts of token id (str) to weight in order of
             first occurrence, ``colbert_vecs`` N float32 arrays (tokens - 1, M). None stands for an output not asked
             for. A single str gives its values without the list around them.
-
-        Raises
-        ------
-        TypeError, ValueError
-            As `BGEM3Model.encode`, and for a keyword that is unknown or would change results.
         """
         instruction, template = settings.pop("instruction", None), settings.pop("instruction_format", "{}{}")
         check_tokenizer_keywords("encode", settings)
@@ -243,16 +234,9 @@ class BGEM3FlagModel:
         weights_for_different_modes: Sequence[float] | None = None,
         **settings: Any,
     ) -> dict[str, list[float]] | dict[str, float] | list[float]:
-        """Score pairs; each distinct text is encoded once.
+        """Score N (query, passage) pairs, or one pair; each distinct text is encoded once.
 
-        Parameters
-        ----------
-        sentence_pairs : sequence
-            N (query, passage) pairs, or one pair.
-        weights_for_different_modes : sequence of float or None
-            Weights of the dense, sparse and multi-vector score; None for equal ones.
-        settings
-            As in `encode`.
+        ``weights_for_different_modes`` are those of the dense, sparse and multi-vector score; None means equal ones.
 
         Returns
         -------

@@ -80,18 +80,12 @@ class FlagTokenizer:
 
         Parameters
         ----------
-        add_special_tokens : bool
-            Put CLS before and EOS after each text.
         padding : bool or str
             True or "longest" pads all texts to the longest one.
         truncation : bool, str or None
             Cut texts to ``max_length`` tokens, special tokens included. None cuts if ``max_length`` is given.
-        max_length : int or None
-            None takes the model's maximum.
         return_tensors : str or None
             None gives lists, "np" int64 arrays (N, longest).
-        verbose : bool
-            No effect.
 
         Raises
         ------
