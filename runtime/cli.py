@@ -31,7 +31,6 @@ from bgem3.scoring.hybrid import DEFAULT_WEIGHTS
 TEXTS_PER_CHUNK = 4096  # texts encoded at once; enough to put texts of one length together
 CHARACTERS_PER_CHUNK = 500_000  # characters encoded at once; multi-vectors take about 1 KB for each
 SCORES = ("dense", "sparse", "multivector", "hybrid")
-THREADS = "compute threads; default: one for each CPU that the process may use"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -212,14 +211,12 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--heads-from", help="checkpoint folder or hub id to take the trained heads from")
 
     encode = command("encode", run_encode)
-    _add_model_options(encode)
     encode.add_argument("input", type=Path, nargs="?", help="file with a text per line; default: standard input")
     encode.add_argument("--text-field", type=_text, help="read JSON lines, and encode this field of each")
     encode.add_argument("-o", "--output", type=Path, help=".jsonl, .npz or .parquet file; default: standard output")
     encode.add_argument("--outputs", nargs="+", default="all", choices=OUTPUTS, help="default: all of the artifact's")
 
     score = command("score", run_score)
-    _add_model_options(score)
     for flags, what in ((("-q", "--query"), "query"), (("-p", "--passage"), "passage")):
         score.add_argument(*flags, type=_text, action="append", required=True, help=f"a {what}; may be repeated")
     score.add_argument(
@@ -233,27 +230,21 @@ def _parser() -> argparse.ArgumentParser:
 
     verify = command("verify", run_verify)
     verify.add_argument("--precision", choices=PRECISIONS, help="precision to check; default: every graph")
-    verify.add_argument("--threads", type=int, help=THREADS)
     verify.add_argument("--published", action="store_true", help="check published values; always for BAAI/bge-m3")
 
     bench = command("bench", run_bench)
-    _add_device_options(bench)
     bench.add_argument("--quick", action="store_true", help="measure less, in seconds for a small model")
     bench.add_argument("-o", "--output", type=Path, help="JSON file for the report; default: none")
 
     command("info", run_info)
+    for added in (encode, score, bench):
+        added.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N; default: auto")
+        added.add_argument("--precision", choices=PRECISIONS, help="precision to load; default: the artifact's first")
+    for added in (encode, score, verify, bench):
+        added.add_argument("--threads", type=int, help="compute threads; default: one per CPU that the process may use")
+    for added in (encode, score):
+        added.add_argument("--max-length", type=int, help="tokens per text at most; default: the model's maximum")
     return parser
-
-
-def _add_model_options(parser: argparse.ArgumentParser) -> None:
-    _add_device_options(parser)
-    parser.add_argument("--max-length", type=int, help="tokens per text at most; default: the model's maximum")
-
-
-def _add_device_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N; default: auto")
-    parser.add_argument("--precision", choices=PRECISIONS, help="precision to load; default: the artifact's first")
-    parser.add_argument("--threads", type=int, help=THREADS)
 
 
 if __name__ == "__main__":

@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from bgem3.runtime import ArtifactError, BGEM3Model
-from bgem3.runtime.artifact import MANIFEST, check_artifact, is_artifact, read_artifact
+from bgem3.runtime.artifact import MANIFEST, REFERENCE_FILE, check_artifact, is_artifact, read_artifact
 from bgem3.runtime.cli import main
-from bgem3.runtime.reference import REFERENCE_FILE, Reference
+from bgem3.runtime.reference import Reference
 from tests.runtime.damage import (
     Damage,
     both_kernels,

@@ -25,7 +25,6 @@ from tests.runtime.flagembedding.comparison import TOLERANCES, assert_same
 
 MAX_LENGTH = 128  # tokens, of both checkpoints
 ALL_OUTPUTS = {"return_dense": True, "return_sparse": True, "return_colbert_vecs": True}
-PRECISIONS = tuple(TOLERANCES)
 
 SCRIPTS = {
     "Latin": "All human beings are born free and equal in dignity and rights.",
@@ -119,9 +118,9 @@ def bge_m3_checkpoint(
 
 @pytest.fixture(scope="module")
 def bge_m3_artifact(bge_m3_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The checkpoint with BGE-M3's tokenizer, exported as fp16 and fp32."""
+    """The checkpoint with BGE-M3's tokenizer, exported as fp16."""
     folder = tmp_path_factory.mktemp("artifacts") / "bge_m3"
-    export_model(bge_m3_checkpoint, folder, PRECISIONS)
+    export_model(bge_m3_checkpoint, folder, ("fp16",))
     return folder
 
 
@@ -268,22 +267,14 @@ def test_texts_in_batches_of_any_size_equal_flagembeddings(small_models: Models)
 # --- compute_score
 
 
-@pytest.mark.parametrize("weights", [None, [0.4, 0.2, 0.4], [0, 0, 1]], ids=str)
-def test_the_five_scores_of_pairs_equal_flagembeddings(models: Models, weights: list[float] | None) -> None:
+@pytest.mark.parametrize("weights", [None, np.array([0.4, 0.2, 0.4]), (0, 0, 1), [1, -1, 3]], ids=str)
+def test_the_five_scores_of_pairs_equal_flagembeddings(models: Models, weights: Any) -> None:
     ours = models.ours.compute_score(PAIRS, weights_for_different_modes=weights)
     reference = score_alone(models.reference, PAIRS, weights_for_different_modes=weights)
     assert_same(ours, reference, models.score_tolerance)
     assert list(ours) == ["colbert", "sparse", "dense", "sparse+dense", "colbert+sparse+dense"]
     is_nan = np.isnan(ours["sparse+dense"])
-    assert is_nan.all() if weights == [0, 0, 1] else not is_nan.any()
-
-
-@pytest.mark.parametrize("weights", [(1, 2, 3), np.array([0.4, 0.2, 0.4]), [1, -1, 3]], ids=str)
-def test_weights_may_be_any_three_numbers(small_models: Models, weights: Any) -> None:
-    ours = small_models.ours.compute_score(PAIRS[:3], weights_for_different_modes=weights)
-    reference = score_alone(small_models.reference, PAIRS[:3], weights_for_different_modes=weights)
-    # 1 and -1 sum to 0: dense minus sparse, divided by it, is infinite in both
-    assert_same(ours, reference, small_models.score_tolerance)
+    assert is_nan.all() if str(weights) == "(0, 0, 1)" else not is_nan.any()
 
 
 def test_scores_that_padding_does_not_change_equal_flagembeddings_in_one_batch(models: Models) -> None:
