@@ -12,7 +12,6 @@ Two worker threads share the session, and ONNX Runtime gives each its own CUDA s
 the other's arrays are copied, and the caller's thread tokenizes and packs the next ones.
 """
 
-import contextlib
 import logging
 import re
 import threading
@@ -99,8 +98,6 @@ class CudaSession:
         leave_to_parent(self)
         self._callers: set[int] = set()  # threads within run_all
         self._is_closed = False
-        self._running = threading.Semaphore(self._n_workers)  # whoever takes all of it runs alone
-        self._alone = threading.Lock()
         try:
             self._warm_up()
         except BaseException:
@@ -186,17 +183,12 @@ class CudaSession:
             raise RuntimeError(CLOSED)
         n_texts, n_tokens = len(batch.text_index), len(batch.token_ids)
         if n_texts == 1 or n_tokens <= self.token_budget:
-            with self._running:
-                arrays = self._run_in_memory(batch, outputs)
-            if arrays is None and n_texts == 1:
-                arrays = self._run_alone(batch, outputs)
+            arrays = self._run_in_memory(batch, outputs)
             if arrays is not None:
                 check_arrays(arrays, output_shapes(self._spec, n_texts, n_tokens), self._path)
                 finish(batch, arrays)
                 return
-            self.token_budget = max(1, min(self.token_budget, n_tokens // 2))
-            memory = self._memory_state()
-            logger.warning("%s; micro-batches hold at most %d tokens from here on", memory, self.token_budget)
+            self._lower_budget(n_texts, n_tokens)
         half = n_texts // 2
         self._encode(batch.texts(0, half), outputs, finish)
         self._encode(batch.texts(half, n_texts), outputs, finish)
@@ -211,22 +203,17 @@ class CudaSession:
         self._worker.releases_memory = True
         return None
 
-    def _run_alone(self, batch: PackedBatch, outputs: tuple[Output, ...]) -> Arrays:
-        """Run one text while no other worker takes memory; raise DeviceMemoryError if that does not suffice either."""
-        with self._alone, contextlib.ExitStack() as stack:
-            for _ in range(self._n_workers):
-                stack.enter_context(self._running)
-            arrays = self._run_in_memory(batch, outputs)
-        if arrays is None:
-            raise DeviceMemoryError(
-                f"{self._memory_state()} on one text of {len(batch.token_ids)} tokens; encode with a lower max_length, "
-                "give the model more of the device's memory, or load it with device='cpu'"
-            )
-        return arrays
-
-    def _memory_state(self) -> str:
+    def _lower_budget(self, n_texts: int, n_tokens: int) -> None:
+        """Lower the token budget after a micro-batch that was too large; raise DeviceMemoryError if it was one text."""
         free, total = device_memory(self._device_id)
-        return f"{self.device} ran out of memory ({free / 1e9:.2f} of {total / 1e9:.2f} GB free)"
+        state = f"{self.device} ran out of memory ({free / 1e9:.2f} of {total / 1e9:.2f} GB free)"
+        if n_texts == 1:
+            raise DeviceMemoryError(
+                f"{state} on one text of {n_tokens} tokens; encode with a lower max_length, give the model more of the "
+                "device's memory, or load it with device='cpu'"
+            )
+        self.token_budget = max(1, min(self.token_budget, n_tokens // 2))
+        logger.warning("%s; micro-batches hold at most %d tokens from here on", state, self.token_budget)
 
     def _run(self, batch: PackedBatch, outputs: tuple[Output, ...]) -> Arrays:
         n_texts, n_tokens = len(batch.text_index), len(batch.token_ids)
