@@ -178,7 +178,8 @@ def _explain_missing(folder: Path, names: Sequence[str]) -> str | None:
         found = " or ".join(map(str, snapshots[:3]))
         return f": it is a folder of the hub's cache, not a checkpoint; give the snapshot {found}, or the hub id"
     if "config.json" in names:
-        below = sorted(path.parent for path in folder.glob("*/config.json") if weight_files(path.parent)[0].is_file())
+        stored = {path.parent for name in WEIGHT_FILES for path in folder.glob(f"*/{name}*")}
+        below = sorted(stored & {path.parent for path in folder.glob("*/config.json")})
         return f", but {' and '.join(map(str, below[:3]))} has one; is that the checkpoint?" if below else None
     if "tokenizer.json" in names:
         if not (folder / "sentencepiece.bpe.model").is_file():

@@ -20,6 +20,7 @@ from bgem3.runtime import ArtifactError, BGEM3Model
 from bgem3.runtime.artifact import MANIFEST, REFERENCE_FILE, check_artifact, is_artifact, read_artifact
 from bgem3.runtime.cli import main
 from bgem3.runtime.reference import Reference
+from tests.runtime.cuda_stand_in import Ran, cudart, ran
 from tests.runtime.damage import (
     Damage,
     both_kernels,
@@ -30,6 +31,8 @@ from tests.runtime.damage import (
     move_weights,
     write_manifest,
 )
+
+__all__ = ["cudart", "ran"]  # fixtures
 
 TEXTS = ["", "What is BM25?", "Die Brücke ist gesperrt."]
 SIZES = ["hidden_size", "n_layers", "n_heads", "intermediate_size", "vocab_size", "multivector_size", "max_length"]
@@ -411,3 +414,10 @@ def test_weights_that_give_nan_are_never_taken_for_values(
             refused = pytest.raises(ArtifactError, match=f"gives {output} values that are NaN or infinite")
             with refused if output in damaged else contextlib.nullcontext():
                 model.encode(TEXTS, [output])
+
+
+def test_weights_that_give_nan_are_found_when_the_cuda_session_warms_up(folder: Path, ran: Ran) -> None:
+    set_weight(folder, "layer.0.value.bias", np.nan)
+    with pytest.raises(ArtifactError, match=r"fp32/cuda.onnx gives dense values that are NaN or infinite"):
+        BGEM3Model.load(folder, "cuda", "fp32")
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("cuda:")]
