@@ -217,9 +217,10 @@ def test_tokenizer_keywords_that_change_nothing_are_taken_as_in_flagembedding(
 def test_keywords_that_would_change_results_or_are_unknown_are_refused(
     ours: BGEM3FlagModel, keywords: dict[str, Any], kind: type[Exception], words: str
 ) -> None:
+    texts: Any = ["one text", "another"]
     for method in (ours.encode, ours.encode_queries, ours.encode_corpus, ours.compute_score):
         with pytest.raises(kind, match=words):
-            method(["one text", "another"], **keywords)
+            method(texts, **keywords)
 
 
 def test_an_instruction_may_be_given_to_encode_as_in_flagembedding(ours: BGEM3FlagModel, reference: Any) -> None:
