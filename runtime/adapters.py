@@ -26,10 +26,7 @@ LONGEST_HEADER = 1 << 26  # bytes of a file's list of tensors; that of BGE-M3 ha
 def adapter_files(folder: Path, weights: Collection[Path]) -> list[Path]:
     """List the files of adapters in a folder and, if it is a checkpoint's, in two levels below it.
 
-    Parameters
-    ----------
-    weights : collection of Path
-        The checkpoint's own files, left out here: export looks for adapters among their tensors.
+    The checkpoint's own weights are left out, because export looks for adapters among their tensors.
     """
     depths = DEPTHS if (folder / "config.json").is_file() else DEPTHS[:1]
     named = {path for depth in depths for name in ADAPTER_FILES for path in folder.glob(depth + name)}

@@ -22,14 +22,7 @@ OTHER_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".onnx", ".msgp
 def find_checkpoint(source: str | Path, cache_dir: str | Path | None = None, heads: Sequence[str] = HEAD_FILES) -> Path:
     """Return the local folder of a whole checkpoint, downloading it if ``source`` is a hub id.
 
-    Parameters
-    ----------
-    source : str or Path
-        A folder, or a hub id such as "BAAI/bge-m3".
-    cache_dir : str, Path or None
-        The hub's cache; None takes its default.
-    heads : sequence of str
-        Files of the heads that it must have. The weights may hold their tensors instead.
+    It must have the files of ``heads``, or their tensors among its weights.
 
     Raises
     ------
@@ -55,12 +48,9 @@ def find_checkpoint(source: str | Path, cache_dir: str | Path | None = None, hea
 
 
 def find_heads(source: str | Path, heads: Sequence[str], cache_dir: str | Path | None = None) -> Path:
-    """Return the local folder of a checkpoint's heads; from the hub, only the given files are downloaded.
+    """Return the local folder of a checkpoint's heads, or raise CheckpointError if one is missing.
 
-    Raises
-    ------
-    CheckpointError
-        If ``source`` is neither a folder nor a model on the hub, or lacks one of the files.
+    Only these files are downloaded from the hub.
     """
     is_local = Path(source).is_dir()
     folder = Path(source) if is_local else download(_checked_id(source), heads, cache_dir)
@@ -77,13 +67,7 @@ def checkpoint_files(folder: Path, heads: Sequence[str] = HEAD_FILES) -> list[Pa
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """List the backbone's files: one, or the parts that an index names.
-
-    Raises
-    ------
-    CheckpointError
-        If the index cannot be read.
-    """
+    """List the backbone's files: one, or the parts that an index names. An unreadable index raises CheckpointError."""
     for name in WEIGHT_FILES:
         index = folder / f"{name}.index.json"
         if _is_listed(folder / name):
@@ -194,22 +178,19 @@ def _explain_missing(folder: Path, names: Sequence[str]) -> str | None:
         found = " or ".join(map(str, snapshots[:3]))
         return f": it is a folder of the hub's cache, not a checkpoint; give the snapshot {found}, or the hub id"
     if "config.json" in names:
-        below = sorted(path.parent for path in folder.glob("*/config.json") if weight_files(path.parent)[0].is_file())
+        stored = {path.parent for name in WEIGHT_FILES for path in folder.glob(f"*/{name}*")}
+        below = sorted(stored & {path.parent for path in folder.glob("*/config.json")})
         return f", but {' and '.join(map(str, below[:3]))} has one; is that the checkpoint?" if below else None
     if "tokenizer.json" in names:
-        return _explain_tokenizer(folder)
+        if not (folder / "sentencepiece.bpe.model").is_file():
+            return None
+        return (
+            ", but sentencepiece.bpe.model; write tokenizer.json with transformers: "
+            f"`AutoTokenizer.from_pretrained({str(folder)!r}).save_pretrained({str(folder)!r})`"
+        )
     if set(names) <= {*WEIGHT_FILES, *HEAD_FILES}:
         return _explain_weights(folder, names)
     return ", which the weights' index names; get the missing files, or the checkpoint again"
-
-
-def _explain_tokenizer(folder: Path) -> str | None:
-    if not (folder / "sentencepiece.bpe.model").is_file():
-        return None
-    return (
-        ", but sentencepiece.bpe.model; write tokenizer.json with transformers: "
-        f"`AutoTokenizer.from_pretrained({str(folder)!r}).save_pretrained({str(folder)!r})`"
-    )
 
 
 def _explain_weights(folder: Path, names: Sequence[str]) -> str | None:
@@ -236,11 +217,11 @@ def _explain_weights(folder: Path, names: Sequence[str]) -> str | None:
 def _ways_without(source: str | Path, missing: Sequence[str]) -> str:
     """Say what a checkpoint without some heads gives, and how to export it all the same."""
     outputs = ["dense", *(output for output, file in HEADS.items() if file not in missing)]
-    ways = [
-        f"export it without them (`bgem3 export CHECKPOINT FOLDER --outputs {' '.join(outputs)}`, outputs={outputs})"
-    ]
-    if str(source) != HEADS_FROM:
-        ways.insert(
-            0, f"take those of the model that it was tuned from (--heads-from {HEADS_FROM}, heads_from={HEADS_FROM!r})"
-        )
-    return f"a checkpoint without its trained heads gives random sparse weights and multi-vectors; {', or '.join(ways)}"
+    without = f"export it without them (`bgem3 export CHECKPOINT FOLDER --outputs {' '.join(outputs)}`, {outputs=})"
+    others = (
+        f"take those of the model that it was tuned from (--heads-from {HEADS_FROM}, heads_from={HEADS_FROM!r}), or "
+    )
+    return (
+        "a checkpoint without its trained heads gives random sparse weights and multi-vectors; "
+        f"{'' if str(source) == HEADS_FROM else others}{without}"
+    )

@@ -26,23 +26,14 @@ def find_or_export(source: str | Path, precision: str, cache_dir: str | Path | N
     (by the commit, for a hub id), so a changed checkpoint is exported anew. Processes that start at once wait for
     the first one's export.
 
-    Parameters
-    ----------
-    source : str or Path
-        An artifact folder, a checkpoint folder, or a hub id.
-    precision : str
-        The stored precision to export.
-    cache_dir : str, Path or None
-        The folder for downloads and exports; None takes the hub's and the user's cache folders.
+    ``cache_dir`` is the folder for downloads and exports; None takes the hub's and the user's cache folders.
 
     Raises
     ------
     CheckpointError
         If the source is not a whole checkpoint, or cannot be downloaded.
-    ImportError
-        If an export is needed and the export extra is not installed.
-    OSError
-        If the folder of exports cannot be made or written; the message names ``cache_dir``.
+    ImportError, OSError
+        If an export is needed and the export extra is missing, or the folder of exports cannot be written.
     """
     if is_artifact(Path(source)):
         return Path(source)

@@ -1,11 +1,11 @@
 """A graph file's declarations, compared with the manifest before ONNX Runtime opens the file."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from bgem3.runtime.artifact import MANIFEST, Artifact, ArtifactError, ModelSpec, leads_out
+from bgem3.runtime.artifact import MANIFEST, Artifact, ArtifactError, leads_out, verify_help
 from bgem3.runtime.onnx_proto import messages, read_model
 
 ELEMENT_TYPES = {1: "float32", 3: "int8", 6: "int32", 7: "int64", 10: "float16"}  # by their numbers in onnx.proto
@@ -25,10 +25,12 @@ class GraphFile:
 
     Attributes
     ----------
-    inputs, outputs : dict of name to element type and sizes, such as "float32 (?, 1024)"
-    tensors : dict of an initializer's name to its element type and shape
-    locations : set of the files that tensors are read from, relative to the graph's folder
-    n_heads : set of the numbers of attention heads that the operators are given
+    inputs, outputs, tensors : dict of str to str
+        Element type and shape by name, such as "float32 (?, 1024)"; ``tensors`` are the stored ones.
+    locations : set of str
+        The files that tensors are read from, relative to the graph's folder.
+    n_heads : set of int
+        The numbers of attention heads that the operators are given.
 
     Raises
     ------
@@ -40,13 +42,8 @@ class GraphFile:
         try:
             self._model = read_model(path)
             graph = self._model.graph
-            self.inputs, self.outputs = (
-                {value.name: _declaration(value.type.tensor_type) for value in values}
-                for values in (graph.input, graph.output)
-            )
-            self.tensors = {
-                tensor.name: (_type_name(tensor.data_type), tuple(tensor.dims)) for tensor in graph.initializer
-            }
+            self.inputs, self.outputs = map(_declarations, (graph.input, graph.output))
+            self.tensors = {tensor.name: _declaration(tensor.data_type, tensor.dims) for tensor in graph.initializer}
             self.locations = {entry.value for entry in self._location_entries()}
             self.n_heads = {
                 attribute.i
@@ -55,14 +52,11 @@ class GraphFile:
             }
         except ValueError as error:
             raise ArtifactError(
-                f"cannot open {path}: it is not a graph in Protobuf form ({error}); {_check_folder(path)}"
+                f"cannot open {path}: it is not a graph in Protobuf form ({error}); {verify_help(path)}"
             ) from None
 
     def with_locations(self, locations: dict[str, str]) -> bytes:
-        """Return the file's content with tensors read from other files, given by the present ones.
-
-        All else stays as it is.
-        """
+        """Return the file's content with tensors read from other files, given by the present ones."""
         for entry in self._location_entries():
             entry.value = locations[entry.value]
         content: bytes = self._model.SerializeToString()
@@ -77,12 +71,7 @@ def read_linked(path: Path) -> tuple[bytes, Path] | None:
     """Return a graph whose weights are links, pointed to the files themselves, and the folder of these files.
 
     From 1.24 on, ONNX Runtime refuses weights whose real path leaves the folder of the graph and of what the graph is a
-    link to. None means that no weights are links, so ONNX Runtime opens the graph by its path.
-
-    Raises
-    ------
-    ArtifactError
-        If links lead to several folders.
+    link to. None means that no weights are links. Links to several folders raise ArtifactError.
     """
     if not any(beside.is_symlink() for beside in path.parent.iterdir()):
         return None
@@ -103,35 +92,15 @@ def read_linked(path: Path) -> tuple[bytes, Path] | None:
 def check_graph(artifact: Artifact, path: Path, precision: str, kind: str) -> None:
     """Raise ArtifactError if a graph reads unlisted files, or is of another model than the manifest describes.
 
-    Parameters
-    ----------
-    path : a graph in the artifact's folder
-    precision : "fp16", "fp32" or "int8", the type of its stored weights
-    kind : "cpu", "native" or "cuda", which decides its inputs
+    ``kind`` is "cpu", "native" or "cuda", which decides the graph's inputs.
     """
     if "files" not in artifact.manifest:  # the folder is being made
         return
     graph = GraphFile(path)
     check_locations(artifact, path, graph)
-    outputs = {
-        "dense": f"float32 (?, {artifact.spec.hidden_size})",
-        "sparse": "float32 (?)",
-        "multivector": f"float32 (?, {artifact.spec.multivector_size})",
-    }
-    missing = outputs.keys() - artifact.outputs
-    for side, found, all_expected in (("inputs", graph.inputs, INPUTS[kind]), ("outputs", graph.outputs, outputs)):
-        expected = {name: value for name, value in all_expected.items() if name.removesuffix("_rows") not in missing}
-        if found != expected:
-            raise ArtifactError(
-                f"cannot open {path}: its {side} are {_listed(found)}, expected {_listed(expected)}; "
-                f"{_check_folder(path)}"
-            )
-    difference = next(_differences(graph, artifact.spec, precision), None)
+    difference = next(_differences(graph, artifact, precision, kind), None)
     if difference:
-        raise ArtifactError(
-            f"cannot open {path}: {difference}, as {MANIFEST} says; the graph is of another artifact, "
-            f"{_check_folder(path)}"
-        )
+        raise ArtifactError(f"cannot open {path}: its {difference}, as {MANIFEST} says; {verify_help(path)}")
 
 
 def check_locations(artifact: Artifact, path: Path, graph: GraphFile | None = None) -> None:
@@ -152,40 +121,47 @@ def check_locations(artifact: Artifact, path: Path, graph: GraphFile | None = No
             )
 
 
-def _declaration(tensor_type: Any) -> str:
-    sizes = (str(size.dim_value) if size.HasField("dim_value") else "?" for size in tensor_type.shape.dim)
-    return f"{_type_name(tensor_type.elem_type)} ({', '.join(sizes)})"
+def _declarations(values: Any) -> dict[str, str]:
+    types = {value.name: value.type.tensor_type for value in values}
+    return {
+        name: _declaration(declared.elem_type, (size.dim_value or "?" for size in declared.shape.dim))
+        for name, declared in types.items()
+    }
 
 
-def _differences(graph: GraphFile, spec: ModelSpec, precision: str) -> Iterator[str]:
-    """Yield, in words, each size of a graph that is not the manifest's."""
-    shapes = {
-        "embeddings.word": (spec.vocab_size, spec.hidden_size),
-        "embeddings.position": (spec.max_length + spec.pad_id + 1, spec.hidden_size),
-        "layer.0.intermediate.weight": (spec.hidden_size, spec.intermediate_size),
+def _declaration(element_type: int, sizes: Iterable[int | str]) -> str:
+    return f"{ELEMENT_TYPES.get(element_type, f'ONNX type {element_type}')} ({', '.join(map(str, sizes))})"
+
+
+def _differences(graph: GraphFile, artifact: Artifact, precision: str, kind: str) -> Iterator[str]:
+    """Yield, in words, each declaration of a graph that does not fit the manifest."""
+    spec = artifact.spec
+    outputs = {
+        "dense": f"float32 (?, {spec.hidden_size})",
+        "sparse": "float32 (?)",
+        "multivector": f"float32 (?, {spec.multivector_size})",
+    }
+    missing = outputs.keys() - artifact.outputs
+    for side, found, all_expected in (("inputs", graph.inputs, INPUTS[kind]), ("outputs", graph.outputs, outputs)):
+        expected = {name: value for name, value in all_expected.items() if name.removesuffix("_rows") not in missing}
+        if found != expected:
+            yield f"{side} are {_listed(found)}, expected {_listed(expected)}"
+    tensors = {
+        "embeddings.word": f"{STORED_TYPES[precision]} ({spec.vocab_size}, {spec.hidden_size})",
+        "embeddings.position": f"({spec.max_length + spec.pad_id + 1}, {spec.hidden_size})",
+        "layer.0.intermediate.weight": f"({spec.hidden_size}, {spec.intermediate_size})",
     }
     if "multivector" in graph.outputs:
-        shapes["multivector.weight"] = (spec.hidden_size, spec.multivector_size)
-    for name, expected in shapes.items():
-        data_type, shape = graph.tensors.get(name, (None, None))
-        if shape != expected:
-            yield f"its tensor {name} has the shape {shape}, expected {expected}"
-        if name == "embeddings.word" and data_type != STORED_TYPES[precision]:
-            yield f"its weights are {data_type}, expected {precision}"
+        tensors["multivector.weight"] = f"({spec.hidden_size}, {spec.multivector_size})"
+    for name, declared in tensors.items():
+        if not graph.tensors.get(name, "").endswith(declared):
+            yield f"tensor {name} is {graph.tensors.get(name)}, expected {declared}"
     layers = {int(name.split(".")[1]) for name in graph.tensors if re.match(r"layer\.[0-9]{1,6}\.", name)}
     if not len(layers) == spec.n_layers == max(layers, default=-1) + 1:
-        yield f"its layers are {len(layers)}, expected {spec.n_layers}"
+        yield f"layers are {len(layers)}, expected {spec.n_layers}"
     if graph.n_heads != {spec.n_heads}:
-        yield f"its heads are {sorted(graph.n_heads)}, expected {spec.n_heads}"
+        yield f"heads are {sorted(graph.n_heads)}, expected {spec.n_heads}"
 
 
 def _listed(values: dict[str, str]) -> str:
-    return ", ".join(f"{name} {declaration}" for name, declaration in sorted(values.items()))
-
-
-def _type_name(data_type: int) -> str:
-    return ELEMENT_TYPES.get(data_type, f"ONNX type {data_type}")
-
-
-def _check_folder(path: Path) -> str:
-    return f"check the folder with `bgem3 verify {path.parent.parent}`, or export the checkpoint again"
+    return ", ".join(f"{name} {declared}" for name, declared in sorted(values.items()))

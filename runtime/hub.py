@@ -26,21 +26,8 @@ def is_hub_id(source: str) -> bool:
 def download(hub_id: str, patterns: Sequence[str], cache_dir: str | Path | None) -> Path:
     """Download the matching files of a repository, and return the snapshot's folder in the hub's cache.
 
-    If the hub cannot be reached, the cache's snapshot is returned, complete or not.
-
-    Parameters
-    ----------
-    hub_id : str
-        "owner/name"
-    patterns : sequence of str
-        Patterns of file names. Files in the repository's subfolders are left out.
-    cache_dir : str, Path or None
-        The hub's cache; None takes its default.
-
-    Raises
-    ------
-    CheckpointError
-        If the download fails or the cache cannot be written; the message says why and what to do.
+    Files in the repository's subfolders are left out. If the hub cannot be reached, the cache's snapshot is returned,
+    complete or not. A download that fails raises CheckpointError, which says why and what to do.
     """
     import huggingface_hub  # takes half a second, and local folders do not need it
 

@@ -23,13 +23,7 @@ ERRORS = "surrogateescape"  # keeps a byte that is not UTF-8, so that read_texts
 
 @contextmanager
 def open_lines(path: Path | None) -> Iterator[TextIO]:
-    """Open a file, or standard input for None, for `read_texts`.
-
-    Raises
-    ------
-    ValueError
-        If standard input is closed.
-    """
+    """Open a file, or standard input for None, for `read_texts`."""
     if path is not None:
         with path.open(encoding="utf-8", errors=ERRORS) as file:
             yield file
@@ -48,14 +42,7 @@ def open_lines(path: Path | None) -> Iterator[TextIO]:
 def read_texts(lines: Iterable[str], name: str, text_field: str | None = None) -> Iterator[str]:
     """Yield one text per line: the line without its line break, or one field of the JSON object in it.
 
-    Parameters
-    ----------
-    lines : iterable of str
-        A file from `open_lines`.
-    name : str
-        What messages call the file.
-    text_field : str or None
-        The field of the JSON objects; None for lines that are texts.
+    ``lines`` come from `open_lines`, and messages call their file ``name``.
 
     Raises
     ------

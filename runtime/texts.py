@@ -23,21 +23,13 @@ MISSING_VALUES = ("NoneType", "NAType", "NaTType", "MaskedConstant")  # types of
 def check_texts(texts: Iterable[str], kind: str = "text") -> list[str]:
     """Return texts as a list of plain str.
 
-    Any iterable of one dimension will do: list, generator, NumPy array, column of pandas, Polars or Arrow.
-
-    Parameters
-    ----------
-    texts : iterable of str
-        An empty one gives an empty list.
-    kind : str
-        What messages call one of the texts: "text", "query" or "passage".
+    Any iterable of one dimension will do: list, generator, NumPy array, column of pandas, Polars or Arrow. Messages
+    call one of the texts ``kind``: "text", "query" or "passage".
 
     Raises
     ------
-    TypeError
-        If ``texts`` is no such iterable, or an item is no str.
-    ValueError
-        If a text is not valid Unicode.
+    TypeError, ValueError
+        If ``texts`` is no such iterable, an item is no str, or a text is not valid Unicode.
     """
     plural = "queries" if kind == "query" else f"{kind}s"
     if isinstance(texts, str):
@@ -68,21 +60,10 @@ def check_text(text: object, kind: str, number: int) -> None:
 def rows_of(
     values: Iterable[Any], plural: str, row: str, n_dims: tuple[int, ...] = (1,), column: str = "table['text']"
 ) -> Iterable[Any]:
-    """Return the iterable over a list's items.
+    """Return the iterable over a list's items, or raise TypeError for a value that is no list of them.
 
-    Parameters
-    ----------
-    plural, row : str
-        What messages call the list, and the type of an item.
-    n_dims : tuple of int
-        The numbers of dimensions that an array may have.
-    column : str
-        How messages say to pass a part of a table.
-
-    Raises
-    ------
-    TypeError
-        If ``values`` has no items in an order, or iterating over it would give something else, such as column names.
+    Messages call the list ``plural`` and an item ``row``, and advise to pass ``column`` of a table. An array may have
+    ``n_dims`` dimensions.
     """
     if isinstance(values, (list, tuple)):
         return values
