@@ -66,15 +66,9 @@ class CpuSession:
         self.kernels = kernels
         self._path, self._spec = artifact.folder / graph.file, artifact.spec
         self._process = os.getpid()
-        options: dict[str, Any]
-        if kernels == "none":
-            # SkipLayerNormalization is several times slower on CPU than the Add and LayerNormalization it replaces.
-            settings = product_settings(artifact.folder / graph.probe) if graph.probe else {}
-            options = {"settings": settings, "disabled_optimizers": ["SkipLayerNormFusion"]}
-        else:
-            settings = {"bgem3.kernels": kernels, "bgem3.n_threads": str(n_threads)}
-            options = {"settings": settings, "operators": library()}
-        self._session = open_cpu_session(self._path, n_threads, profile=profile, **options)
+        self._session = open_cpu_session(
+            self._path, n_threads, profile=profile, **_session_options(artifact, graph, n_threads, kernels)
+        )
         self._input_names = [value.name for value in self._session.get_inputs()]
         self._coalesced_tokens = min(COALESCED_TOKENS, self.token_budget)
         # A session of one thread on four CPUs runs the queries of four callers on one CPU each: that is fastest.
@@ -142,6 +136,15 @@ class CpuSession:
         if session is None:
             raise RuntimeError(CLOSED)
         return session
+
+
+def _session_options(artifact: Artifact, graph: GraphEntry, n_threads: int, kernels: str) -> dict[str, Any]:
+    """Return the options of `open_cpu_session` that a graph's operators need."""
+    if kernels != "none":
+        return {"settings": {"bgem3.kernels": kernels, "bgem3.n_threads": str(n_threads)}, "operators": library()}
+    settings = product_settings(artifact.folder / graph.probe) if graph.probe else {}
+    # SkipLayerNormalization is several times slower on CPU than the Add and LayerNormalization it replaces.
+    return {"settings": settings, "disabled_optimizers": ["SkipLayerNormFusion"]}
 
 
 _Request = tuple[PackedBatch, tuple[Output, ...]]
