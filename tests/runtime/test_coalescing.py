@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from bgem3.runtime import BGEM3Model, cpu_session
+from bgem3.runtime import BGEM3Model, cpu_session, heads
 from bgem3.runtime.coalescing import RequestCoalescer
 from bgem3.runtime.cpu_session import COALESCED_TOKENS, CpuSession
 from bgem3.runtime.cpus import available_cpus
@@ -172,7 +172,7 @@ def test_concurrent_queries_share_runs_and_keep_their_values(
 def test_no_exception_of_a_signal_handler_is_taken_for_a_failed_run(
     model: BGEM3Model, monkeypatch: pytest.MonkeyPatch, kind: type[Exception]
 ) -> None:
-    check, may_go_on = cpu_session.check_arrays, threading.Event()
+    check, may_go_on = heads.check_arrays, threading.Event()
 
     def alarmed(arrays: Arrays, *arguments: Any) -> None:
         assert may_go_on.wait(SECONDS)

@@ -75,7 +75,7 @@ def plain_scores(
     """Compute the four scores of one pair with loops over Python floats."""
 
     def dot(a: np.ndarray, b: np.ndarray) -> float:
-        return sum(x * y for x, y in zip(a.tolist(), b.tolist(), strict=True))
+        return float(sum(x * y for x, y in zip(a.tolist(), b.tolist(), strict=True)))
 
     w_query, w_passage = query.lexical_weights[i], passage.lexical_weights[j]
     sparse = sum(float(w) * float(w_passage[token]) for token, w in w_query.items() if token in w_passage)
