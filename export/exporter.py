@@ -212,11 +212,11 @@ def _write_precision(checkpoint: Checkpoint, folder: Path, precision: str, show_
 
 def _manifest(checkpoint: Checkpoint, folder: Path, graphs: list[GraphEntry]) -> dict[str, Any]:
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    held = checkpoint.model.outputs
+    outputs = checkpoint.model.outputs
     return {
         "format_version": FORMAT_VERSION,
         "model": vars(checkpoint.spec),
-        **({} if held == OUTPUTS else {"outputs": list(held)}),
+        **({} if outputs == OUTPUTS else {"outputs": list(outputs)}),
         "source": checkpoint.source,
         "graphs": [graph.to_json() for graph in graphs],
         "files": {
