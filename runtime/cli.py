@@ -129,7 +129,6 @@ def run_verify(arguments: argparse.Namespace) -> int:
     artifact = read_artifact(arguments.artifact, check_hashes=True)
     reference = Reference.load(artifact.folder)
     is_published = arguments.published or (artifact.manifest["source"]["id"] == HUB_ID and artifact.outputs == OUTPUTS)
-
     reports = check_graphs(
         artifact,
         reference,

@@ -6,6 +6,7 @@ import numpy as np
 
 from bgem3.runtime.artifact import PRECISIONS, ModelSpec
 from bgem3.runtime.device import check_device, device_number
+from bgem3.runtime.texts import check_texts
 
 Devices = str | int | Sequence[str] | Sequence[int] | None
 # keywords of FlagEmbedding's tokenizer, with the values that change no result; None stands for every value
@@ -86,6 +87,16 @@ def check_tokenizer_keywords(method: str, settings: Mapping[str, object]) -> Non
         accepted = NO_EFFECT[name]
         if accepted is not None and value not in accepted:
             raise ValueError(f"{name}={value!r} would change the results and is not supported; leave it out")
+
+
+def instruct(texts: list[str] | str, instruction: str | None, template: str) -> list[str] | str:
+    """Put an instruction before each text, as a template of two places says; None leaves texts as they are."""
+    if instruction is None:
+        return texts
+    template = template.replace("\\n", "\n")
+    if isinstance(texts, str):
+        return template.format(instruction, *check_texts([texts]))
+    return [template.format(instruction, text) for text in check_texts(texts)]
 
 
 def _is_name_or_number(device: object) -> bool:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias, cast
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,17 +15,18 @@ from bgem3.runtime.flagembedding.arguments import (
     check_fixed,
     check_sizes,
     check_tokenizer_keywords,
+    instruct,
     stored_precision,
     target_devices,
 )
 from bgem3.runtime.flagembedding.inner_model import InnerModel
+from bgem3.runtime.flagembedding.scores import LexicalWeights, lexical_matching_score, named_scores
 from bgem3.runtime.flagembedding.tokenizer import FlagTokenizer
 from bgem3.runtime.model import check_whole_number, split_pairs
 from bgem3.runtime.texts import check_texts
 from bgem3.scoring import Scores, multivector_pair_scores
 from bgem3.scoring.hybrid import Weights, check_weights, score_pairs
 
-LexicalWeights: TypeAlias = Mapping[str, float]
 DEFAULT_LENGTH = 512  # tokens per text in encode_single_device, as in FlagEmbedding
 KEYS: dict[Output, str] = {"dense": "dense_vecs", "sparse": "lexical_weights", "multivector": "colbert_vecs"}
 
@@ -154,7 +155,7 @@ class BGEM3FlagModel:
         """
         instruction, template = settings.pop("instruction", None), settings.pop("instruction_format", "{}{}")
         check_tokenizer_keywords("encode", settings)
-        sentences = _instruct(sentences, instruction, template)
+        sentences = instruct(sentences, instruction, template)
         texts = check_texts([sentences] if isinstance(sentences, str) else sentences)
         defaults = (self.return_dense, self.return_sparse, self.return_colbert_vecs)
         asked = (return_dense, return_sparse, return_colbert_vecs)
@@ -184,7 +185,7 @@ class BGEM3FlagModel:
     ) -> dict[str, Any]:
         """Encode queries as `encode` does, each after the query instruction."""
         check_tokenizer_keywords("encode_queries", settings)
-        instructed = _instruct(queries, self.query_instruction_for_retrieval, self.query_instruction_format)
+        instructed = instruct(queries, self.query_instruction_for_retrieval, self.query_instruction_format)
         max_length = self.query_max_length if max_length is None else max_length
         return self.encode(instructed, batch_size, max_length, return_dense, return_sparse, return_colbert_vecs)
 
@@ -200,7 +201,7 @@ class BGEM3FlagModel:
     ) -> dict[str, Any]:
         """Encode passages as `encode` does, each after the passage instruction."""
         check_tokenizer_keywords("encode_corpus", settings)
-        instructed = _instruct(corpus, self.passage_instruction_for_retrieval, self.passage_instruction_format)
+        instructed = instruct(corpus, self.passage_instruction_for_retrieval, self.passage_instruction_format)
         return self.encode(instructed, batch_size, max_length, return_dense, return_sparse, return_colbert_vecs)
 
     def encode_single_device(
@@ -242,8 +243,8 @@ class BGEM3FlagModel:
         -------
         dict or list
             N floats under each of ``colbert``, ``sparse``, ``dense``, ``sparse+dense`` and ``colbert+sparse+dense``;
-            single floats for one pair; ``[]`` for an empty list. ``sparse+dense`` is NaN where the dense and sparse
-            weights sum to 0.
+            single floats for one pair; ``[]`` for an empty list. ``sparse+dense`` is NaN or infinite if the dense and
+            sparse weights sum to 0.
         """
         check_tokenizer_keywords("compute_score", settings)
         is_one_pair = isinstance(sentence_pairs, (list, tuple)) and isinstance(next(iter(sentence_pairs), None), str)
@@ -259,16 +260,7 @@ class BGEM3FlagModel:
             weights,
             self._has_progress(queries, batch_size),
         )
-        w_dense, w_sparse, _ = (np.float32(w) for w in weights)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            sparse_dense = (w_sparse * scores.sparse + w_dense * scores.dense) / (w_sparse + w_dense)
-        result = {
-            "colbert": scores.multivector.tolist(),
-            "sparse": scores.sparse.tolist(),
-            "dense": scores.dense.tolist(),
-            "sparse+dense": sparse_dense.tolist(),
-            "colbert+sparse+dense": scores.hybrid.tolist(),
-        }
+        result = named_scores(scores, weights)
         return {key: values[0] for key, values in result.items()} if is_one_pair else result
 
     def compute_lexical_matching_score(
@@ -277,16 +269,7 @@ class BGEM3FlagModel:
         lexical_weights_2: LexicalWeights | Sequence[LexicalWeights],
     ) -> float | NDArray[np.floating]:
         """Return ``Σ w_1 · w_2`` over shared tokens: a number for two dicts, a matrix for two lists of dicts."""
-        if isinstance(lexical_weights_1, Mapping) and isinstance(lexical_weights_2, Mapping):
-            weights_2 = lexical_weights_2
-            return sum(weight * weights_2[token] for token, weight in lexical_weights_1.items() if token in weights_2)
-        if isinstance(lexical_weights_1, list) and isinstance(lexical_weights_2, list):
-            rows = [[self.compute_lexical_matching_score(a, b) for b in lexical_weights_2] for a in lexical_weights_1]
-            return np.array(rows)
-        raise ValueError(
-            "lexical weights must be two dicts or two lists of dicts, found "
-            f"{type(lexical_weights_1).__name__} and {type(lexical_weights_2).__name__}"
-        )
+        return lexical_matching_score(lexical_weights_1, lexical_weights_2)
 
     def colbert_score(self, q_reps: NDArray[np.floating], p_reps: NDArray[np.floating]) -> np.float32:
         """Return the MaxSim score of two texts' multi-vectors, (N, M) and (P, M)."""
@@ -334,12 +317,3 @@ class BGEM3FlagModel:
             return vectors
         cut = vectors[:, : self.truncate_dim]
         return np.asarray(cut / np.maximum(np.linalg.norm(cut, axis=1, keepdims=True), 1e-12))
-
-
-def _instruct(texts: list[str] | str, instruction: str | None, template: str) -> list[str] | str:
-    if instruction is None:
-        return texts
-    template = template.replace("\\n", "\n")
-    if isinstance(texts, str):
-        return template.format(instruction, *check_texts([texts]))
-    return [template.format(instruction, text) for text in check_texts(texts)]
