@@ -1,0 +1,130 @@
+"""The charts of a report, as SVG that reads well on white and on dark pages.
+
+A chart's data is stored in its file, so that a test can tell whether the chart is current.
+"""
+
+import html
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.figure import Figure
+
+from benchmarks.peer import ALL_HEADS
+from benchmarks.results import Report, fastest, machine, timings
+
+Chart = dict[str, Any]
+"""``title`` and ``subtitle``; either ``bars``, a value by encoder, or ``panels``, by title the (x, y) points of each
+encoder's line, with ``x`` and ``y``, what the axes show."""
+
+OURS = "#d55e00"
+COLORS = ("#1f7fc0", "#008f68", "#b8609a", "#9a7b00", "#7f6bd6", "#1b8a9a", "#a0653a")
+INK = "#757c85"  # contrast 4 to 1 with white and with a dark page
+DASHES = {"int8": "-", "fp16": "--", "bf16": "-.", "fp32": ":"}
+STYLE = {
+    "svg.hashsalt": "bgem3",  # the same chart gets the same bytes
+    "svg.fonttype": "none",  # text stays text, in the reader's font
+    "font.family": "sans-serif",
+    "font.size": 9,
+    **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK),
+}
+
+
+def charts_of(report: Report) -> dict[str, Chart]:
+    """Return the data of each chart that a report has figures for, by name."""
+    charts = {"throughput": _throughput(report, "mix"), "throughput_dense": _throughput(report, "mix dense")}
+    charts |= {"latency": _latency(report), "batches": _batches(report)}
+    return {name: chart for name, chart in charts.items() if chart.get("bars") or chart.get("panels")}
+
+
+def _throughput(report: Report, scenario: str) -> Chart:
+    found = timings(report, scenario)
+    bars = {label: round(found[label].tokens_per_s, 1) for label in found}
+    ranked = dict(sorted(bars.items(), key=lambda bar: -bar[1]))
+    heads = "dense alone" if scenario.endswith("dense") else "all heads"
+    return {"title": f"Tokens per second, {heads}", "subtitle": machine(report), "bars": ranked}
+
+
+def _latency(report: Report) -> Chart:
+    """Chart the median time of one text by its length."""
+    lines: dict[str, list[list[float]]] = {}
+    for name, scenario in report["scenarios"].items():
+        is_alone = scenario["group"] in ("query", "long") or (scenario["group"] == "shapes" and name.startswith("1x"))
+        if is_alone and len(scenario["outputs"]) == len(ALL_HEADS):
+            for label, timing in timings(report, name).items():
+                lines.setdefault(label, []).append([scenario["lengths"][0], round(timing.p50, 5)])
+    return _lines("Seconds for one text by its length, all heads", report, {"": lines}, "tokens in the text", "seconds")
+
+
+def _batches(report: Report) -> Chart:
+    """Chart tokens per second by the number of texts, in a panel for each length."""
+    panels: dict[str, dict[str, list[list[float]]]] = {}
+    shapes = [(name, found) for name, found in report["scenarios"].items() if found["group"] == "shapes"]
+    for name, scenario in sorted(shapes, key=lambda shape: shape[1]["lengths"][0]):
+        lines = panels.setdefault(f"texts of {scenario['lengths'][0]} tokens", {})
+        for label, timing in timings(report, name).items():
+            lines.setdefault(label, []).append([len(scenario["lengths"]), round(timing.tokens_per_s, 1)])
+    return _lines("Tokens per second by batch and length, all heads", report, panels, "texts at once", "tokens/s")
+
+
+def _lines(title: str, report: Report, panels: dict[str, dict[str, list[list[float]]]], x: str, y: str) -> Chart:
+    ordered = {
+        name: {label: sorted(lines[label]) for label in fastest(report, ["mix"]) if label in lines}
+        for name, lines in panels.items()
+    }
+    return {"title": title, "subtitle": machine(report), "panels": ordered if any(panels.values()) else {}, "x": x, "y": y}
+
+
+def draw(chart: Chart, path: Path) -> None:
+    """Write a chart, with its data."""
+    with mpl.rc_context(STYLE):
+        figure = _draw_bars(chart["bars"]) if "bars" in chart else _draw_lines(chart)
+        figure.suptitle(f"{chart['title']}\n{chart['subtitle']}", fontsize=11)
+        metadata = {"Date": None, "Creator": None, "Description": json.dumps(chart, ensure_ascii=False)}
+        figure.savefig(path, format="svg", transparent=True, metadata=metadata)
+
+
+def data_of(path: Path) -> Chart | None:
+    """Return the data that a chart's file stores; None without a chart."""
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    stored = re.search(r"<dc:description>(.*?)</dc:description>", text, re.DOTALL)
+    return json.loads(html.unescape(stored[1])) if stored else None
+
+
+def _draw_bars(bars: dict[str, float]) -> Figure:
+    figure = Figure(figsize=(8.4, 1.1 + 0.26 * len(bars)), layout="constrained")
+    axes = figure.subplots()
+    colors = [OURS if label.startswith("bgem3") else INK for label in bars]
+    drawn = axes.barh(list(bars), list(bars.values()), color=colors)
+    axes.bar_label(drawn, fmt="{:,.0f}", padding=3)
+    axes.invert_yaxis()
+    axes.xaxis.set_visible(False)
+    axes.spines[:].set_visible(False)
+    axes.margins(x=0.1)
+    return figure
+
+
+def _draw_lines(chart: Chart) -> Figure:
+    figure = Figure(figsize=(8.4, 4.4), layout="constrained")
+    panels = figure.subplots(1, len(chart["panels"]), sharey=True, squeeze=False)[0]
+    rivals: list[str] = []  # labels without their precisions, in the order of their colors
+    for axes, (title, lines) in zip(panels, chart["panels"].items(), strict=True):
+        for label, points in lines.items():
+            name, precision = label.rsplit(" ", 1)
+            is_ours = name.startswith("bgem3")
+            if not is_ours and name not in rivals:
+                rivals.append(name)
+            color = OURS if is_ours else COLORS[rivals.index(name) % len(COLORS)]
+            style = {"color": color, "linestyle": DASHES.get(precision, "-"), "linewidth": 2.2 if is_ours else 1.2}
+            axes.plot(*zip(*points, strict=True), marker="o", markersize=3, label=label, **style)
+        ticks = sorted({x for points in lines.values() for x, _ in points})
+        axes.set(title=title, xscale="log", yscale="log", xlabel=chart["x"])
+        axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        axes.minorticks_off()
+        axes.grid(axis="y", alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0].set_ylabel(chart["y"])
+    figure.legend(*panels[-1].get_legend_handles_labels(), loc="outside right center", frameon=False)
+    return figure
