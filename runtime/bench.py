@@ -1,243 +1,259 @@
-"""run_bench: everything that is measured of an artifact on one device, in one report."""
+"""Measure one artifact on this machine: latency, throughput, memory, and where the time goes."""
 
-import importlib.util
-import multiprocessing
+import json
+import random
+import statistics
 import tempfile
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bgem3.runtime import cuda_session as cuda
-from bgem3.runtime.artifact import OUTPUTS, is_artifact, read_artifact
-from bgem3.runtime.bench_contest import rows_of
-from bgem3.runtime.bench_environments import PythonFinder
-from bgem3.runtime.bench_hardware import environment
-from bgem3.runtime.bench_parts import MEASURES, Bench
-from bgem3.runtime.bench_report import PARTS, BenchReport
-from bgem3.runtime.bench_workload import EFFORTS
+import numpy as np
+from rich.console import Group
+from rich.table import Column, Table
+from tqdm import tqdm
+
+from bgem3.runtime.artifact import Artifact, ModelSpec, read_artifact
+from bgem3.runtime.cpu_session import CpuSession
 from bgem3.runtime.cpus import available_cpus
-from bgem3.runtime.device import check_device, device_number, require_cuda
+from bgem3.runtime.machine import describe_machine, memory_in_use
 from bgem3.runtime.model import BGEM3Model
 from bgem3.runtime.parity import Reference
-from bgem3.runtime.portable_graph import PORTABLE
-from bgem3.runtime.source import find_checkpoint
+from bgem3.runtime.tokenizer import TextTokenizer
+
+LEAST_CALLS = 3  # timed calls of a workload, however long one takes: a median needs three
+PASSAGE_TOKENS, PASSAGE_SPREAD = 168, 0.41  # median and log deviation of lengths, as of XQuAD's English passages
+LONGEST_WORD = 12  # characters; longer ones are sentences of languages written without spaces
+LEAST_SHARE = 0.01  # of a call's time; the table leaves out smaller ones, which would be most of its rows
+CONTROL_FLOW = ("If", "Loop")  # operators whose time holds that of the operators inside, which are listed too
+
+
+@dataclass(frozen=True, kw_only=True)
+class Effort:
+    """How much is measured.
+
+    Attributes
+    ----------
+    lengths : tokens of the single texts whose latency is measured
+    batches : texts and tokens per text of the batches whose throughput is measured
+    n_passages : texts of the batch of mixed lengths; 0 leaves it out
+    n_calls : timed calls of each workload at most
+    seconds : no call of a workload begins later than this, after the first three
+    """
+
+    lengths: tuple[int, ...] = (8, 16, 32, 128, 512)
+    batches: tuple[tuple[int, int], ...]
+    n_passages: int
+    n_calls: int = 50
+    seconds: float = 4.0
+
+    def quick(self) -> "Effort":
+        """Return a small part of the same measurements."""
+        return replace(self, lengths=(16, 128), batches=self.batches[:1], n_passages=0, n_calls=10, seconds=1.0)
+
+
+EFFORTS = {
+    "cpu": Effort(batches=((8, 128), (8, 16), (4, 512)), n_passages=16),
+    "cuda": Effort(batches=((64, 128), (64, 512), (32, 2048)), n_passages=256, n_calls=500),
+}
+
+
+PROFILED = Effort(lengths=(16,), batches=((8, 128),), n_passages=0)  # workloads of which the time is divided
+
+
+class ExactTexts:
+    """Makes texts of exactly a given number of tokens, CLS and EOS included, from words drawn at random.
+
+    Parameters
+    ----------
+    tokenizer, spec : the model's; the counts of words add up, because no token crosses a space
+    sentences : where the words come from
+    """
+
+    def __init__(self, tokenizer: TextTokenizer, spec: ModelSpec, sentences: Sequence[str]) -> None:
+        words = sorted({word for text in sentences for word in text.split() if len(word) <= LONGEST_WORD})
+        counts = tokenizer(words, spec.max_length).lengths - 2
+        self._words = [(word, n) for word, n in zip(words, counts.tolist(), strict=True) if n] or [("a", 1)]
+        self._short_words = [word for word, n in self._words if n == 1] or ["a"]
+
+    def __call__(self, n_tokens: int, n_texts: int = 1) -> list[str]:
+        """Return the same ``n_texts`` texts of ``n_tokens`` tokens in every call."""
+        draw = random.Random(0)
+        return [self._text(n_tokens - 2, draw) for _ in range(n_texts)]
+
+    def _text(self, missing: int, draw: random.Random) -> str:
+        chosen = []
+        word, n_tokens = draw.choice(self._words)
+        while n_tokens <= missing:
+            chosen.append(word)
+            missing -= n_tokens
+            word, n_tokens = draw.choice(self._words)
+        return " ".join(chosen + draw.choices(self._short_words, k=max(0, missing)))
 
 
 def run_bench(
     artifact: str | Path,
     *,
-    work: str | Path | None = None,
-    checkpoint: str | Path | None = None,
     device: str = "auto",
     precision: str | None = None,
     n_threads: int | None = None,
-    has_random_weights: bool = False,
-    passages: Path | None = None,
-    parts: Sequence[str] = (),
-    scenarios: Sequence[str] = (),
-    peers: Sequence[str] = (),
-    environments: Path | None = None,
-    pythons: Mapping[str, Path] | None = None,
     quick: bool = False,
-    time_limit: float = 3600.0,
-    cell_limit: float = 100.0,
-    output: Path | None = None,
-    resume: bool = False,
     show_progress: bool = False,
 ) -> dict[str, Any]:
-    """Measure an artifact on one device, beside other encoders of the same weights.
+    """Measure an artifact on one device.
 
     Parameters
     ----------
     artifact : artifact folder
-    work : folder for what the others load, which is made there once; None for a temporary one
-    checkpoint : hub id or folder that the artifact was exported from, for the encoders that need it
-    device, n_threads : as for :meth:`BGEM3Model.load`
-    precision : of bgem3; None for each that the artifact has for the device
-    has_random_weights : for the report: speed is the same, int8's and fp16's accuracy and rankings mean nothing
-    passages : JSON in SQuAD's flat form, for a mix of real lengths; None for a mix of the artifact's built-in texts
-    parts : some of PARTS, none for all
-    scenarios : names of some, none for all
-    peers : who else: "all", kinds or kinds with a precision, as in `bgem3.runtime.bench_contest.rows_of`
-    environments : folder of the peers' Python environments, made where they are missing; None to take this Python
-    pythons : Pythons to take instead, by the environment's name
-    quick : measure less, for a first look
-    time_limit : seconds; what has not begun by then is not run
-    cell_limit : seconds; an encoder of which one call will take longer is not timed on the scenario
-    output : JSON file, written after each measurement
-    resume : go on with the report in ``output``, of a benchmark that was stopped: the parts that it has are kept, and
-        turns are added to its encoders
-    show_progress : say on standard error what is being measured, and how long the rest will take
+    device, precision, n_threads : as for :meth:`BGEM3Model.load`
+    quick : measure less, which takes seconds
+    show_progress : show a progress bar on standard error
 
     Returns
     -------
-    The report, a dict by part; ``failed`` lists the checks that failed, in words. In place of what could not be
-    measured stands ``{"not_run": reason}``.
+    The machine, versions and settings; ``load_s`` and ``first_call_s``; ``workloads``, the times of each;
+    ``memory_mib``; and ``time_shares``, by workload the share of each step or operator in the time of one call.
 
     Raises
     ------
-    ArtifactError, CheckpointError, ValueError, RuntimeError, ImportError
-        If the artifact cannot be loaded on the device, or an argument is not one of the values above.
+    ArtifactError, ValueError, RuntimeError
+        As :meth:`BGEM3Model.load`.
     """
-    unknown = set(parts) - set(PARTS)
-    if unknown:
-        raise ValueError(f"parts must be some of {PARTS}, found {sorted(unknown)}")
-    if checkpoint is not None:
-        checkpoint = find_checkpoint(checkpoint)
-    report = BenchReport(output, time_limit, show_progress, resume)
-    n_threads = n_threads or available_cpus()
-    report.say("loading")
+    start = time.perf_counter()
     with BGEM3Model.load(artifact, device, precision, n_threads) as model:
-        if model.outputs != OUTPUTS:
-            raise ValueError(f"{artifact} gives {model.outputs} alone; a benchmark needs an export with all outputs")
-        spec, tokenizer, device, held = model.spec, model.tokenizer, model.device, model.precision
-    opened = read_artifact(artifact)
-    kind = device.partition(":")[0]
-    precisions = [of for of, for_device in opened.graphs if for_device == kind and precision in (None, of)]
-    rows = rows_of(peers, precisions, device)
-    with ExitStack() as stack:
-        work = Path(work or stack.enter_context(tempfile.TemporaryDirectory()))
-        work.mkdir(parents=True, exist_ok=True)
-        needs_portable = any("portable" in row.peer.needs for row in rows)
-        bench = Bench(
-            report=report,
-            spec=spec,
-            tokenizer=tokenizer,
-            load={"folder": opened.folder, "device": device, "precision": held, "n_threads": n_threads},
-            precisions=precisions,
-            reference=Reference.load(opened.folder),
-            portable=_find_portable(opened.folder, checkpoint, work) if needs_portable else None,
-            checkpoint=checkpoint,
-            passages=passages,
-            rows=rows,
-            scenario_names=scenarios,
-            work=work,
-            pythons=PythonFinder(environments, pythons or {}, report.say),
-            cell_limit=cell_limit,
-            effort=EFFORTS[kind].quick() if quick else EFFORTS[kind],
-        )
-        if report.data and report.data["settings"]["model"] != vars(spec):
-            raise ValueError(f"the report in {output} is of another model; measure without resume")
-        settings = {
+        load_s = time.perf_counter() - start
+        opened = read_artifact(artifact)
+        exact = ExactTexts(model.tokenizer, model.spec, Reference.load(opened.folder).texts)
+        report = {
+            "artifact": str(artifact),
             "source": opened.manifest["source"]["id"],
-            "weights": "random" if has_random_weights else "the checkpoint's",
-            "model": vars(spec),
-            "passages": passages.name if passages else "built-in",
-            "quick": quick,
-            "command": " ".join(["bgem3 bench", *(["--peers", *peers] if peers else []), *["--quick"] * quick]),
-            "n_turns": bench.effort.n_turns,
-            "time_limit_s": time_limit,
-            "cell_limit_s": cell_limit,
+            "precision": model.precision,
+            "n_threads": n_threads or available_cpus(),
+            "is_quick": quick,
+            **describe_machine(model.device),
+            "load_s": load_s,
+            "first_call_s": seconds_of(partial(model.encode, exact(16))),
         }
-        if not report.data:
-            report.keep(environment(device, n_threads), "environment")
-            report.keep(settings, "settings")
-        for name in PARTS:
-            is_wanted = not parts or name in parts
-            if is_wanted and (name == "scenarios" or name not in report.data):
-                MEASURES[name](bench)
-    return report.data
+        effort = EFFORTS[model.device.partition(":")[0]]
+        report |= _measure_all(model, effort.quick() if quick else effort, exact, show_progress)
+        profiled = make_workloads(exact, PROFILED, model.spec.max_length)
+        if model.device != "cpu":
+            return report | {"time_shares": {name: _host_share(model, profiled[name]) for name in profiled}}
+    profile = partial(_profile, opened, report["precision"], report["n_threads"])
+    return report | {"time_shares": {name: profile(profiled[name]) for name in profiled}}
 
 
-def make_artifact(
-    folder: Path,
-    *,
-    checkpoint: str | Path | None = None,
-    device: str = "auto",
-    precisions: Sequence[str] = (),
-    tokenizer: Path | None = None,
-    layers: int = 24,
-    hidden: int = 1024,
-    portable: bool = False,
-    show_progress: bool = False,
-) -> tuple[Path, str | Path]:
-    """Export a checkpoint to measure into ``folder``, unless it is there; return the artifact's and the checkpoint's.
-
-    Parameters
-    ----------
-    checkpoint : hub id or folder; None makes one of BGE-M3's size with random weights, on which speed does not depend
-    device, precisions : what is to be measured; none for fp16, and for CUDA fp32 too
-    tokenizer : tokenizer.json of the checkpoint with random weights; None for the demo checkpoint's
-    layers, hidden : its size
-    portable : export the portable graph, too, which some encoders load
-
-    Raises
-    ------
-    ImportError
-        If the export extra is not installed.
-    RuntimeError
-        If exporting failed; the error is on standard error.
-    """
-    check_device(device)
-    if device.startswith("cuda"):
-        require_cuda(device)  # before minutes of exporting
-    is_cuda = device != "cpu" and not cuda.why_unavailable(device_number(device))
-    precisions = precisions or (("fp16", "fp32") if is_cuda else ("fp16",))
-    try:
-        importlib.import_module("bgem3.export")
-    except ImportError as error:
-        raise ImportError(
-            f"making an artifact to measure needs the export extra ({error}): `pip install 'bgem3[export]'`, or name "
-            "an artifact folder"
-        ) from error
-    arguments = (folder, checkpoint, tuple(precisions), tokenizer, layers, hidden, portable, show_progress)
-    _run_apart(_make_artifact, *arguments)
-    return folder / "artifact", checkpoint or folder / "checkpoint"
+def _measure_all(model: BGEM3Model, effort: Effort, exact: ExactTexts, show_progress: bool) -> dict[str, Any]:
+    memory = {"loaded": memory_in_use(model.device)}
+    workloads = make_workloads(exact, effort, model.spec.max_length)
+    measured = {
+        name: measure(model, workloads[name], effort)
+        for name in tqdm(workloads, "measuring", leave=False, disable=not show_progress)
+    }
+    return {"workloads": measured, "memory_mib": memory | {"peak": memory_in_use(model.device)}}
 
 
-def _make_artifact(
-    folder: Path,
-    checkpoint: str | Path | None,
-    precisions: tuple[str, ...],
-    tokenizer: Path | None,
-    layers: int,
-    hidden: int,
-    portable: bool,
-    show_progress: bool,
-) -> None:
-    export = importlib.import_module("bgem3.export")
-    artifact = folder / "artifact"
-    held = {held for held, _ in read_artifact(artifact).graphs} if is_artifact(artifact) else set()
-    if held.issuperset(precisions) and (not portable or (artifact / PORTABLE).is_file()):
-        return
-    if checkpoint is None:
-        checkpoint = folder / "checkpoint"
-        if not (checkpoint / "tokenizer_config.json").is_file():  # written last
-            maker = importlib.import_module("scripts.make_random_checkpoint")
-            maker.make_full_size(folder, tokenizer, layers=layers, hidden=hidden)
-        # Random weights have no quality to lose; layers that the gate keeps in float32 would hide int8's speed.
-        importlib.import_module("bgem3.export.quality_gate").BOUNDS.clear()
-    export.export_model(
-        checkpoint,
-        artifact,
-        precisions,
-        portable=portable,
-        overwrite=is_artifact(artifact),
-        show_progress=show_progress,
+def make_workloads(exact: ExactTexts, effort: Effort, longest: int) -> dict[str, list[str]]:
+    """Return the texts of each workload by name."""
+    shapes = [*((1, n_tokens) for n_tokens in effort.lengths), *effort.batches]
+    shapes = [(n_texts, min(n_tokens, longest)) for n_texts, n_tokens in shapes]
+    workloads = {f"{n_texts} x {n_tokens} tokens": exact(n_tokens, n_texts) for n_texts, n_tokens in shapes}
+    if effort.n_passages:
+        workloads[f"{effort.n_passages} x mixed lengths"] = passages(exact, effort.n_passages)
+    return workloads
+
+
+def passages(exact: ExactTexts, n_passages: int) -> list[str]:
+    """Return texts whose lengths vary as those of real passages do."""
+    lengths = np.random.default_rng(0).lognormal(np.log(PASSAGE_TOKENS), PASSAGE_SPREAD, n_passages)
+    return [text for n_tokens in lengths for text in exact(int(n_tokens))]
+
+
+def measure(model: BGEM3Model, texts: list[str], effort: Effort) -> dict[str, float]:
+    """Encode texts once to warm up, then as often as the effort says; return the times of a call and its rates."""
+    n_tokens = int(model.encode(texts).n_tokens.sum())
+    seconds: list[float] = []
+    start = time.perf_counter()
+    while len(seconds) < effort.n_calls and (
+        len(seconds) < LEAST_CALLS or time.perf_counter() - start < effort.seconds
+    ):
+        seconds.append(seconds_of(partial(model.encode, texts)))
+    median = statistics.median(seconds)
+    return {
+        "n_calls": len(seconds),
+        "n_tokens": n_tokens,
+        "p50_ms": 1000 * median,
+        "p95_ms": 1000 * float(np.quantile(seconds, 0.95)),
+        "tokens_per_s": n_tokens / median,
+        "texts_per_s": len(texts) / median,
+    }
+
+
+def _host_share(model: BGEM3Model, texts: list[str]) -> dict[str, float]:
+    """Return the share of tokenizing in a call; ONNX Runtime's clock does not wait for a CUDA device's operators."""
+    tokenizing = seconds_of(partial(model.tokenizer, texts, model.spec.max_length))
+    return {"tokenizing": tokenizing / seconds_of(partial(model.encode, texts))}
+
+
+def _profile(artifact: Artifact, precision: str, n_threads: int, texts: list[str]) -> dict[str, float]:
+    """Return the share of tokenizing, of each of ONNX Runtime's operators and of the rest in the time of a call."""
+    _, path = artifact.graph(precision, "cpu")
+    with tempfile.TemporaryDirectory() as folder:
+        session = CpuSession(path, precision, n_threads=n_threads, profile=Path(folder) / "profile")
+        with BGEM3Model(artifact, session) as model:
+            tokenizing = seconds_of(partial(model.tokenizer, texts, model.spec.max_length))
+            _, seconds = (seconds_of(partial(model.encode, texts)) for _ in range(2))
+            operators = operator_seconds(session.end_profiling(), n_calls=2)
+    rest = max(0.0, seconds - tokenizing - sum(operators.values()))
+    steps = operators | {"tokenizing": tokenizing, "the rest": rest}
+    return {step: taken / seconds for step, taken in sorted(steps.items(), key=lambda step: -step[1])}
+
+
+def operator_seconds(path: Path, n_calls: int) -> dict[str, float]:
+    """Return the seconds of each operator in the last of ``n_calls`` equal calls, from a profile of ONNX Runtime."""
+    events = json.loads(path.read_text(encoding="utf-8"))
+    nodes = [event for event in events if event["cat"] == "Node" and event["name"].endswith("_kernel_time")]
+    seconds: Counter[str] = Counter()
+    for event in nodes[len(nodes) - len(nodes) // n_calls :]:
+        if event["args"]["op_name"] not in CONTROL_FLOW:
+            seconds[event["args"]["op_name"]] += event["dur"] / 1e6
+    return dict(seconds)
+
+
+def seconds_of(run: Callable[[], object]) -> float:
+    """Return how long a call takes."""
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def bench_table(report: dict[str, Any]) -> Group:
+    """Return a report as tables."""
+    device = report["gpu"]["name"] if "gpu" in report else f"{report['processor']}, {report['n_threads']} threads"
+    speed = _table("texts x length", "p50 ms", "p95 ms", "tokens/s", "texts/s", "calls")
+    for name, found in report["workloads"].items():
+        figures = [f"{found['p50_ms']:.2f}", f"{found['p95_ms']:.2f}", f"{found['tokens_per_s']:,.0f}"]
+        speed.add_row(name, *figures, f"{found['texts_per_s']:,.1f}", str(found["n_calls"]))
+    memory = _table("memory, MiB", *report["memory_mib"]["loaded"])
+    for stage, found in report["memory_mib"].items():
+        memory.add_row(stage, *(f"{mib:,}" for mib in found.values()))
+    shares = _table("share of a call's time", *report["time_shares"])
+    columns = report["time_shares"].values()
+    for step in dict.fromkeys(step for found in columns for step, share in found.items() if share >= LEAST_SHARE):
+        shares.add_row(step, *(f"{found.get(step, 0):.1%}" for found in columns))
+    return Group(
+        f"{report['artifact']} ({report['source']}), {report['precision']} weights, on {device}",
+        f"loaded in {report['load_s']:.2f} s; first call {1000 * report['first_call_s']:.1f} ms",
+        "Texts are random words. Every call returns all outputs of the artifact; one call to warm up is not timed.",
+        speed,
+        memory,
+        shares,
     )
 
 
-def _find_portable(artifact: Path, checkpoint: str | Path | None, work: Path) -> Path | None:
-    """Return the portable graph, written into the work folder if it is nowhere; None if it cannot be made."""
-    for place in (artifact, work):
-        if (place / PORTABLE).is_file():
-            return place / PORTABLE
-    if checkpoint is None or not importlib.util.find_spec("optimum"):
-        return None
-    _run_apart(_export_portable, checkpoint, (work / PORTABLE).parent)
-    return work / PORTABLE
-
-
-def _export_portable(checkpoint: str | Path, folder: Path) -> None:
-    model = importlib.import_module("bgem3.export.checkpoint").load_checkpoint(checkpoint).model
-    importlib.import_module("bgem3.export.portable").export_portable(model, folder)
-
-
-def _run_apart(make: Any, *arguments: object) -> None:
-    """Call a function in a process of its own, whose memory goes when it ends."""
-    process = multiprocessing.get_context("spawn").Process(target=make, args=arguments)
-    process.start()
-    process.join()
-    if process.exitcode:
-        raise RuntimeError("making what is measured failed; the error is above")
+def _table(title: str, *columns: str) -> Table:
+    return Table(title, *(Column(name, justify="right") for name in columns))

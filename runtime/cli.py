@@ -15,16 +15,19 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from tqdm import tqdm
 
-from bgem3.runtime import bench_command
 from bgem3.runtime.artifact import PRECISIONS, read_artifact
+from bgem3.runtime.bench import bench_table
+from bgem3.runtime.bench import run_bench as measure
 from bgem3.runtime.cpu_session import OUTPUTS
-from bgem3.runtime.model import DEFAULT_WEIGHTS, BGEM3Model
+from bgem3.runtime.device import check_device
+from bgem3.runtime.model import DEFAULT_WEIGHTS, BGEM3Model, check_whole_number
 from bgem3.runtime.parity import Reference, check_graphs, check_parity
 from bgem3.runtime.portable_graph import PORTABLE, check_portable
 from bgem3.runtime.published_values import HUB_ID, compare_published, missed_published
 from bgem3.runtime.text_lines import open_lines, read_texts
 from bgem3.runtime.tokenizer import cut_texts
 from bgem3.runtime.writers import check_suffix, write_file, write_jsonl
+from bgem3.scoring.atomic_files import whole_file
 
 TEXTS_PER_CHUNK = 4096  # encoded at once: enough to group by length
 CHARACTERS_PER_CHUNK = 500_000  # multi-vectors take about 1 KB a character
@@ -141,10 +144,24 @@ def run_verify(arguments: argparse.Namespace) -> int:
 
 
 def run_bench(arguments: argparse.Namespace) -> int:
-    """Measure speed, parity and memory on this machine, beside other encoders if asked for."""
-    data, table, has_failed = bench_command.run(arguments)
-    _show(arguments, data, table)
-    return int(has_failed)
+    """Measure an artifact on this machine: latency, throughput, memory, and where the time goes."""
+    check_device(arguments.device)
+    check_whole_number("threads", arguments.threads)
+    if arguments.output and not arguments.output.parent.is_dir():
+        raise ValueError(f"{arguments.output.parent} is no folder; make it, or name another --output")
+    report = measure(
+        arguments.artifact,
+        device=arguments.device,
+        precision=arguments.precision,
+        n_threads=arguments.threads,
+        quick=arguments.quick,
+        show_progress=_has_progress(arguments),
+    )
+    if arguments.output:
+        with whole_file(arguments.output) as file:
+            file.write((json.dumps(report, indent=2, ensure_ascii=False) + "\n").encode())
+    _show(arguments, report, bench_table(report))
+    return 0
 
 
 def run_info(arguments: argparse.Namespace) -> int:
@@ -308,8 +325,10 @@ def _parser() -> argparse.ArgumentParser:
     verify.add_argument("--published", action="store_true", help="check BGE-M3's published values too (default for it)")
 
     bench = command("bench", run_bench)
-    bench_command.add_options(bench)
+    bench.add_argument("artifact", type=Path, help="artifact folder")
     _add_device_options(bench)
+    bench.add_argument("--quick", action="store_true", help="measure less, in seconds for a small model")
+    bench.add_argument("-o", "--output", type=Path, help="JSON file for the report; default: none")
 
     info = command("info", run_info)
     info.add_argument("artifact", type=Path)
