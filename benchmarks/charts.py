@@ -16,8 +16,7 @@ from benchmarks.peer import ALL_HEADS
 from benchmarks.results import Report, fastest, machine, timings
 
 Chart = dict[str, Any]
-"""``title`` and ``subtitle``; either ``bars``, a value by encoder, or ``panels``, by title the (x, y) points of each
-encoder's line, with ``x`` and ``y``, what the axes show."""
+"""``title`` and ``subtitle``; and by encoder either ``bars``, a value each, or ``lines``, (x, y) points each."""
 
 OURS = "#d55e00"
 COLORS = ("#1f7fc0", "#008f68", "#b8609a", "#9a7b00", "#7f6bd6", "#1b8a9a", "#a0653a")
@@ -35,52 +34,33 @@ STYLE = {
 def charts_of(report: Report) -> dict[str, Chart]:
     """Return the data of each chart that a report has figures for, by name."""
     charts = {"throughput": _throughput(report, "mix"), "throughput_dense": _throughput(report, "mix dense")}
-    charts |= {"latency": _latency(report), "batches": _batches(report)}
-    return {name: chart for name, chart in charts.items() if chart.get("bars") or chart.get("panels")}
+    charts["latency"] = _latency(report)
+    return {name: chart for name, chart in charts.items() if chart.get("bars") or chart.get("lines")}
 
 
 def _throughput(report: Report, scenario: str) -> Chart:
-    found = timings(report, scenario)
-    bars = {label: round(found[label].tokens_per_s, 1) for label in found}
-    ranked = dict(sorted(bars.items(), key=lambda bar: -bar[1]))
+    rates = {label: round(timing.tokens_per_s, 1) for label, timing in timings(report, scenario).items()}
     heads = "dense alone" if scenario.endswith("dense") else "all heads"
+    ranked = dict(sorted(rates.items(), key=lambda bar: -bar[1]))
     return {"title": f"Tokens per second, {heads}", "subtitle": machine(report), "bars": ranked}
 
 
 def _latency(report: Report) -> Chart:
-    """Chart the median time of one text by its length."""
+    """Return the median time of one text by its length."""
     lines: dict[str, list[list[float]]] = {}
     for name, scenario in report["scenarios"].items():
-        is_alone = scenario["group"] in ("query", "long") or (scenario["group"] == "shapes" and name.startswith("1x"))
+        is_alone = scenario["group"] in ("query", "long") or name.startswith("1x")
         if is_alone and len(scenario["outputs"]) == len(ALL_HEADS):
             for label, timing in timings(report, name).items():
-                lines.setdefault(label, []).append([scenario["lengths"][0], round(timing.p50, 5)])
-    return _lines("Seconds for one text by its length, all heads", report, {"": lines}, "tokens in the text", "seconds")
-
-
-def _batches(report: Report) -> Chart:
-    """Chart tokens per second by the number of texts, in a panel for each length."""
-    panels: dict[str, dict[str, list[list[float]]]] = {}
-    shapes = [(name, found) for name, found in report["scenarios"].items() if found["group"] == "shapes"]
-    for name, scenario in sorted(shapes, key=lambda shape: shape[1]["lengths"][0]):
-        lines = panels.setdefault(f"texts of {scenario['lengths'][0]} tokens", {})
-        for label, timing in timings(report, name).items():
-            lines.setdefault(label, []).append([len(scenario["lengths"]), round(timing.tokens_per_s, 1)])
-    return _lines("Tokens per second by batch and length, all heads", report, panels, "texts at once", "tokens/s")
-
-
-def _lines(title: str, report: Report, panels: dict[str, dict[str, list[list[float]]]], x: str, y: str) -> Chart:
-    ordered = {
-        name: {label: sorted(lines[label]) for label in fastest(report, ["mix"]) if label in lines}
-        for name, lines in panels.items()
-    }
-    return {"title": title, "subtitle": machine(report), "panels": ordered if any(panels.values()) else {}, "x": x, "y": y}
+                lines.setdefault(label, []).append([scenario["n_tokens"] / scenario["n_texts"], round(timing.p50, 5)])
+    ordered = {label: sorted(lines[label]) for label in fastest(report, ["mix"]) if len(lines.get(label, ())) > 1}
+    return {"title": "Seconds for one text, by its tokens; all heads", "subtitle": machine(report), "lines": ordered}
 
 
 def draw(chart: Chart, path: Path) -> None:
     """Write a chart, with its data."""
     with mpl.rc_context(STYLE):
-        figure = _draw_bars(chart["bars"]) if "bars" in chart else _draw_lines(chart)
+        figure = _draw_bars(chart["bars"]) if "bars" in chart else _draw_lines(chart["lines"])
         figure.suptitle(f"{chart['title']}\n{chart['subtitle']}", fontsize=11)
         metadata = {"Date": None, "Creator": None, "Description": json.dumps(chart, ensure_ascii=False)}
         figure.savefig(path, format="svg", transparent=True, metadata=metadata)
@@ -106,25 +86,22 @@ def _draw_bars(bars: dict[str, float]) -> Figure:
     return figure
 
 
-def _draw_lines(chart: Chart) -> Figure:
+def _draw_lines(lines: dict[str, list[list[float]]]) -> Figure:
     figure = Figure(figsize=(8.4, 4.4), layout="constrained")
-    panels = figure.subplots(1, len(chart["panels"]), sharey=True, squeeze=False)[0]
-    rivals: list[str] = []  # labels without their precisions, in the order of their colors
-    for axes, (title, lines) in zip(panels, chart["panels"].items(), strict=True):
-        for label, points in lines.items():
-            name, precision = label.rsplit(" ", 1)
-            is_ours = name.startswith("bgem3")
-            if not is_ours and name not in rivals:
-                rivals.append(name)
-            color = OURS if is_ours else COLORS[rivals.index(name) % len(COLORS)]
-            style = {"color": color, "linestyle": DASHES.get(precision, "-"), "linewidth": 2.2 if is_ours else 1.2}
-            axes.plot(*zip(*points, strict=True), marker="o", markersize=3, label=label, **style)
-        ticks = sorted({x for points in lines.values() for x, _ in points})
-        axes.set(title=title, xscale="log", yscale="log", xlabel=chart["x"])
-        axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-        axes.minorticks_off()
-        axes.grid(axis="y", alpha=0.3)
-        axes.spines[["top", "right"]].set_visible(False)
-    panels[0].set_ylabel(chart["y"])
-    figure.legend(*panels[-1].get_legend_handles_labels(), loc="outside right center", frameon=False)
+    axes = figure.subplots()
+    names = list(dict.fromkeys(label.rsplit(" ", 1)[0] for label in lines))
+    colors = dict(zip([name for name in names if name != "bgem3"], COLORS, strict=False)) | {"bgem3": OURS}
+    for label, points in lines.items():
+        name, precision = label.rsplit(" ", 1)
+        width = 2.2 if name == "bgem3" else 1.2
+        style = {"color": colors.get(name, INK), "linestyle": DASHES.get(precision, "-"), "linewidth": width}
+        axes.plot(*zip(*points, strict=True), marker="o", markersize=3, label=label, **style)
+    ticks = sorted({x for points in lines.values() for x, _ in points})
+    axes.set(xscale="log", yscale="log")
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.minorticks_off()
+    axes.grid(axis="y", alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside right center", frameon=False)
     return figure

@@ -22,14 +22,12 @@ class Timing:
     Attributes
     ----------
     p50, p95 : seconds of a call
-    spread : the interquartile range, relative to the median
     tokens_per_s : by the median call, or by the clock on the wall where several clients call
     turns : the median of each turn, in seconds
     """
 
     p50: float
     p95: float
-    spread: float
     tokens_per_s: float
     turns: list[float]
 
@@ -54,13 +52,12 @@ def timings(report: Report, scenario: str) -> dict[str, Timing]:
         if "seconds" not in cell or "not_run" in encoder:
             continue
         calls = [seconds for turn in cell["seconds"] for seconds in turn]
-        lower, p50, upper, p95 = np.percentile(calls, [25, 50, 75, 95]).tolist()
-        n_tokens = sum(described["lengths"]) / (len(described["lengths"]) if described["is_single"] else 1)
+        p50, p95 = np.percentile(calls, [50, 95]).tolist()
+        n_tokens = described["n_tokens"] / (described["n_texts"] if described["is_single"] else 1)
         per_call = sum(cell["wall_s"]) / len(calls) if described["n_clients"] > 1 else p50
         found[label] = Timing(
             p50=p50,
             p95=p95,
-            spread=(upper - lower) / p50,
             tokens_per_s=n_tokens / per_call,
             turns=[statistics.median(turn) for turn in cell["seconds"]],
         )

@@ -1,16 +1,14 @@
-"""The Markdown tables of a report. The best of a column is bold; "–" stands where an encoder did not run."""
+"""The Markdown tables of a report. The best of a column is bold; a dash stands where an encoder did not run."""
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.results import Report, fastest, first_encoder, machine, ratios, timings
 
-Column = tuple[str, dict[str, str]]
-"""A title, and the text of each encoder that has one."""
-
-BY_RATE = ("clients", "shapes", "bulk")  # groups of scenarios with a column of tokens per second
-BY_TIME = ("query", "clients", "rerank", "long")  # groups with a column of median times
+BY_TIME = ("query", "clients", "rerank", "long")  # groups of scenarios with a column of median times
+BY_RATE = ("clients", "shapes", "bulk")  # groups with a column of tokens per second
 FOOTPRINT = {
     "disk_bytes": "on disk",
     "import_s": "import",
@@ -22,98 +20,111 @@ FOOTPRINT = {
 IN_README = ("bgem3 int8", "bgem3 fp32", "bge-m3-lite int8", "optimum ONNX", "OpenVINO", "FlagEmbedding")
 
 
-def column(
-    title: str, values: Mapping[str, Any], show: Callable[[Any], str] = str, best: Callable[..., Any] | None = None
-) -> Column:
-    """Return a column whose best values are bold, with all that read the same."""
-    shown = {label: show(value) for label, value in values.items()}
-    bold = show(best(values.values())) if best and values else None
-    return title, {label: f"**{text}**" if text == bold else text for label, text in shown.items()}
+@dataclass(frozen=True)
+class Column:
+    """A column of a table: a value of each encoder that has one, how to write it, and which one is best."""
+
+    title: str
+    values: Mapping[str, Any]
+    show: Callable[[Any], str] = str
+    best: Callable[[list[Any]], Any] | None = None
+
+    def cells(self, labels: Sequence[str]) -> list[str]:
+        """Return the values of some encoders as text, the best in bold with all that read the same."""
+        shown = {label: self.show(self.values[label]) for label in labels if label in self.values}
+        best = self.best and shown and self.show(self.best([self.values[label] for label in shown]))
+        return [f"**{shown[label]}**" if shown.get(label) == best else shown.get(label, "–") for label in labels]
 
 
 def table(labels: Sequence[str], columns: Sequence[Column], corner: str = "encoder") -> str:
     """Write a table with a row for each label."""
-    rows = [[corner, *(title for title, _ in columns)], ["---", *("--:" for _ in columns)]]
-    rows += [[label, *(cells.get(label, "–") for _, cells in columns)] for label in labels]
+    rows = [[corner, *(column.title for column in columns)], ["---"] + ["--:"] * len(columns)]
+    rows += [list(row) for row in zip(labels, *(column.cells(labels) for column in columns), strict=True)]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows)
 
 
 def speed(
-    report: Report,
-    names: Sequence[str],
-    *,
-    beside: str = "",
-    footprint_of: Sequence[str] = (),
-    labels: Sequence[str] | None = None,
+    report: Report, names: Sequence[str], *, beside: str = "", labels: Sequence[str] = (), footprint: Sequence[str] = ()
 ) -> str:
-    """Write the median times or rates of some scenarios.
+    """Write the median times or the rates of some scenarios.
 
     Parameters
     ----------
+    names : of the scenarios; the report need not have all
     beside : a scenario in which the first encoder is compared with each other one
-    footprint_of : which columns of the footprint to add
-    labels : the rows; None for all encoders that ran, the fastest in the last scenario first
+    labels : the rows; none for all encoders that ran, the fastest in the last scenario first
+    footprint : titles of columns to add, such as "cold start"
     """
     names, columns = [name for name in names if name in report["scenarios"]], []
     for name in names:
         found, group = timings(report, name), report["scenarios"][name]["group"]
         if group in BY_TIME:
-            columns.append(column(name, {label: each.p50 for label, each in found.items()}, seconds, min))
+            columns.append(Column(name, {label: each.p50 for label, each in found.items()}, seconds, min))
         if group in BY_RATE:
-            rates = {label: each.tokens_per_s for label, each in found.items()}
-            columns.append(column(f"{name}, tokens/s", rates, "{:,.0f}".format, max))
+            columns.append(_rates(f"{name}, tokens/s", report, name))
     if beside:
-        first = first_encoder(report)
-        faster = {label: statistics.median(turns) for label, turns in ratios(report, beside).items()}
-        words = {first: ""} | {label: f"{digits(times, 2)}x as fast" for label, times in faster.items()}
-        columns.append(column(f"{first} is", words))
-    columns += [each for each in footprint_columns(report) if each[0] in footprint_of]
-    return table(fastest(report, names) if labels is None else labels, columns)
+        medians = {label: statistics.median(turns) for label, turns in ratios(report, beside).items()}
+        words = {label: f"{digits(median, 2)}x as fast" for label, median in medians.items()}
+        columns.append(Column(f"{first_encoder(report)} is", words | {first_encoder(report): ""}))
+    columns += [column for column in footprint_columns(report) if column.title in footprint]
+    return table(labels or fastest(report, names), columns)
+
+
+def overview(report: Report, labels: Sequence[str] = ()) -> str:
+    """Write the table of a first look: a query, reranking and a mix of texts with all heads, start and memory."""
+    names, footprint = ("query 16", "rerank 20", "mix"), ("cold start", "peak memory")
+    return speed(report, names, beside="mix", labels=labels, footprint=footprint)
 
 
 def readme(report: Report) -> str:
-    """Write the README's table: bgem3 in int8 and float32, and the best row of the four nearest rivals."""
+    """Write the README's table: bgem3 in int8 and float32, and the best row of each of the nearest rivals."""
     ranked = fastest(report, ["mix"])
-    best = [next((label for label in ranked if label.startswith(name)), "") for name in IN_README]
-    labels = [label for label in ranked if label in best]
-    footprint = ("cold start", "peak memory")
-    return speed(report, ("query 16", "rerank 20", "mix"), beside="mix", footprint_of=footprint, labels=labels)
+    best = [next(label for label in ranked if label.startswith(name)) for name in IN_README]
+    return overview(report, [label for label in ranked if label in best])
+
+
+def dense(report: Report) -> str:
+    """Write the table of encoders with the dense head alone."""
+    return speed(report, ("query 16 dense", "mix dense"), beside="mix dense")
+
+
+def group(report: Report, name: str) -> str:
+    """Write the table of a group of scenarios."""
+    return speed(report, [each for each, found in report["scenarios"].items() if found["group"] == name])
 
 
 def footprint_columns(report: Report) -> list[Column]:
-    """Return what each encoder takes on disk, in memory, and until its first embedding."""
+    """Return what each encoder takes on disk, in memory, and until its first embedding, where it was measured."""
     columns = []
     for name, title in FOOTPRINT.items():
         found = {label: encoder[name] for label, encoder in report["encoders"].items() if encoder.get(name)}
         if name.endswith("bytes"):
-            columns.append(column(title, found, lambda size: f"{size / 1e9:.2f} GB", min))
+            columns.append(Column(title, found, lambda size: f"{size / 1e9:.2f} GB", min))
         else:
             medians = {label: statistics.median(turns) for label, turns in found.items()}
-            columns.append(column(title, medians, seconds, min))
-    return [each for each in columns if each[1]]
+            columns.append(Column(title, medians, seconds, min))
+    return [column for column in columns if column.values]
 
 
 def agreement(report: Report) -> str:
     """Write how near each encoder's outputs are to the first float32 encoder's."""
     encoders = {label: found["agreement"] for label, found in report["encoders"].items() if "agreement" in found}
     names = dict.fromkeys(name for found in encoders.values() for name in found)
-    columns = []
-    for name in names:
-        values = {label: found[name] for label, found in encoders.items() if name in found}
-        columns.append(column(name.replace("_", " ").replace("min cosine", "cosine, lowest"), values, "{:.5f}".format))
-    return table(list(encoders), columns)
+    values = {name: {label: found[name] for label, found in encoders.items() if name in found} for name in names}
+    return table(list(encoders), [Column(name.replace("_", " "), values[name], "{:.5f}".format) for name in names])
 
 
 def breakdown(report: Report) -> str:
-    """Write what share of a call each kind of operator takes, where a report has it."""
+    """Write what share of a call each kind of operator takes."""
     parts = []
-    for label, scenarios in report.get("breakdown", {}).items():
-        operators = dict.fromkeys(name for spent in scenarios.values() for name in spent)
-        columns = []
-        for name, spent in scenarios.items():
-            total = sum(spent.values())
-            shown = {part: f"{seconds(value)}, {value / total:.0%}" for part, value in spent.items()}
-            columns.append(column(name, shown | {"all": seconds(total)}))
+    for label, scenarios in report["breakdown"].items():
+        totals = {name: sum(spent.values()) for name, spent in scenarios.items()}
+        shown = {
+            name: {part: f"{seconds(value)}, {value / totals[name]:.0%}" for part, value in spent.items()}
+            for name, spent in scenarios.items()
+        }
+        operators = dict.fromkeys(part for spent in scenarios.values() for part in spent)
+        columns = [Column(name, cells | {"all": seconds(totals[name])}) for name, cells in shown.items()]
         parts.append(table([*operators, "all"], columns, corner=label))
     return "\n\n".join(parts)
 
@@ -122,28 +133,28 @@ def detail(report: Report) -> str:
     """Write a table for each scenario, with all that was measured."""
     parts, first = [], first_encoder(report)
     for name, scenario in report["scenarios"].items():
-        found, compared = timings(report, name), ratios(report, name)
-        beside = {label: f"{_times(turns)} ({digits(min(turns))} to {digits(max(turns))})" for label, turns in compared.items()}
+        found, chosen, beside = timings(report, name), {}, {first: ""}
+        for label, turns in ratios(report, name).items():
+            median, *ends = map(digits, (statistics.median(turns), min(turns), max(turns)))
+            beside[label] = f"{median}x ({' to '.join(ends)})"
+        for label in found:
+            cell = report["encoders"][label]["scenarios"][name]
+            chosen[label] = " ".join([str(cell["batch_size"]), cell["variant"]]).strip()
         columns = [
-            column("p50", {label: each.p50 for label, each in found.items()}, seconds, min),
-            column("p95", {label: each.p95 for label, each in found.items()}, seconds, min),
-            column("spread", {label: each.spread for label, each in found.items()}, "{:.1%}".format),
-            column("tokens/s", {label: each.tokens_per_s for label, each in found.items()}, "{:,.0f}".format, max),
-            column(f"times as long as {first}", {first: ""} | beside),
-            column("batch size, variant", {label: _chosen(report, label, name) for label in found}),
+            Column("p50", {label: each.p50 for label, each in found.items()}, seconds, min),
+            Column("p95", {label: each.p95 for label, each in found.items()}, seconds, min),
+            _rates("tokens/s", report, name),
+            Column(f"times as long as {first}", beside),
+            Column("batch size, variant", chosen),
         ]
-        size = f"{len(scenario['lengths'])} texts, {sum(scenario['lengths']):,} tokens"
-        parts.append(f"**{name}**: {scenario['title']} ({size})\n\n{table(fastest(report, [name]), columns)}")
+        title = f"**{name}**: {scenario['title']} ({scenario['n_texts']} texts, {scenario['n_tokens']:,} tokens)"
+        parts.append(f"{title}\n\n{table(fastest(report, [name]), columns)}")
     return "\n\n".join(parts)
 
 
-def _times(turns: Sequence[float]) -> str:
-    return f"{digits(statistics.median(turns))}x"
-
-
-def _chosen(report: Report, label: str, name: str) -> str:
-    cell = report["encoders"][label]["scenarios"][name]
-    return ", ".join(str(cell[key]) for key in ("batch_size", "variant") if cell.get(key))
+def _rates(title: str, report: Report, name: str) -> Column:
+    rates = {label: each.tokens_per_s for label, each in timings(report, name).items()}
+    return Column(title, rates, "{:,.0f}".format, max)
 
 
 def conditions(report: Report) -> str:

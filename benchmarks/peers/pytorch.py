@@ -12,8 +12,6 @@ from numpy.typing import NDArray
 from benchmarks.padded import Feeds, lexical, open_tokenizer, padded_encoder
 from benchmarks.peer import TORCH, Encode, Encoded, Peer, Settings, checkpoint_files, require_bf16
 
-TOKEN_BUDGET = 16384  # tokens in a packed micro-batch; more of them fill no GPU better
-
 
 class Model:
     """The backbone and the heads' weights on one device in one dtype."""
@@ -72,102 +70,59 @@ def open_padded(attention: str, settings: Settings, _: str) -> Encode:
 
 
 def open_packed(settings: Settings, _: str) -> Encode:
-    """Open a loop of our own over packed tokens, which computes no padding."""
-    packed, tokenizer = PackedModel(settings), open_tokenizer(settings)
+    """Open a loop of our own over the tokens of all texts in a row, which computes no padding.
 
-    def encode(texts: list[str], outputs: tuple[str, ...], _: int) -> Encoded:
-        token_ids = [encoding.ids for encoding in tokenizer.encode_batch_fast(texts)]
-        found: dict[int, list[NDArray[Any]]] = {}
-        for batch in micro_batches([len(ids) for ids in token_ids]):
-            rows = packed([token_ids[text] for text in batch], outputs)
-            found |= zip(batch, zip(*rows, strict=True), strict=True)  # type: ignore[arg-type]
-        heads = dict(zip(outputs, zip(*(found[i] for i in range(len(texts))), strict=True), strict=True))
-        weights = partial(lexical, token_ids, heads.get("sparse"), settings["special_ids"])
-        return Encoded(
-            dense=np.concatenate(heads["dense"]) if "dense" in heads else None,
-            lexical=weights if "sparse" in heads else None,
-            multivector=heads.get("multivector"),
-        )
-
-    return encode
-
-
-def micro_batches(lengths: Sequence[int]) -> Iterator[list[int]]:
-    """Yield texts of similar lengths that hold at most TOKEN_BUDGET tokens together, or one longer text."""
-    batch: list[int] = []
-    n_tokens = 0
-    for text in sorted(range(len(lengths)), key=lambda text: lengths[text]):
-        if batch and n_tokens + lengths[text] > TOKEN_BUDGET:
-            yield batch
-            batch, n_tokens = [], 0
-        batch.append(text)
-        n_tokens += lengths[text]
-    yield batch
-
-
-class PackedModel:
-    """The model over the tokens of several texts in a row, without padding.
-
-    Attention is `torch.nn.attention.varlen.varlen_attn` (flash attention) on CUDA, and text by text on CPU.
-
-    Raises
-    ------
-    ImportError
-        On CUDA, if this PyTorch has no `varlen_attn`, which came with 2.10.
+    Attention is `torch.nn.attention.varlen.varlen_attn` (flash attention; PyTorch 2.10 or newer) on CUDA, and text by
+    text on CPU.
     """
+    import torch
+    from torch.nn.functional import gelu, linear
 
-    def __init__(self, settings: Settings) -> None:
-        import torch
+    model, tokenizer = Model(settings, "sdpa"), open_tokenizer(settings)
+    device, embeddings, layers = model.device, model.backbone.embeddings, model.backbone.encoder.layer
+    attend: Any = attend_text_by_text
+    if device.startswith("cuda"):
+        from torch.nn.attention.varlen import varlen_attn as attend
+    projections = [(layer.attention.self.query, layer.attention.self.key, layer.attention.self.value) for layer in layers]
+    weights = [torch.cat([part.weight for part in parts]) for parts in projections]
+    biases = [torch.cat([part.bias for part in parts]) for parts in projections]
 
-        self._model = model = Model(settings, "sdpa")
-        self._pad_id, self._n_heads = settings["pad_id"], settings["n_heads"]
-        self._attend: Any = attend_text_by_text
-        if model.device.startswith("cuda"):
-            from torch.nn.attention.varlen import varlen_attn
-
-            self._attend = varlen_attn
-        attentions = [layer.attention.self for layer in model.backbone.encoder.layer]
-        projections = [(each.query, each.key, each.value) for each in attentions]
-        self._qkv = [
-            (torch.cat([part.weight for part in parts]), torch.cat([part.bias for part in parts]))
-            for parts in projections
-        ]
-
-    def __call__(self, token_ids: Sequence[list[int]], outputs: tuple[str, ...]) -> list[list[NDArray[np.float32]]]:
-        """Return, for each head asked for, one array for each text; they come to the host in one transfer."""
-        import torch
-
-        starts = np.cumsum([0, *map(len, token_ids)])
-        with torch.inference_mode():
-            states = self._states(token_ids, starts)
-            is_vector = torch.ones(len(states), dtype=torch.bool, device=states.device)
-            is_vector[starts[:-1]] = False
-            tensors = self._model.heads(states[starts[:-1]], states, states[is_vector], outputs)
-            flat = torch.cat([values.flatten() for values in tensors]).float().cpu().numpy()
-        text = np.arange(1, len(token_ids))
-        cuts = {"dense": text, "sparse": starts[1:-1], "multivector": starts[1:-1] - text}
-        parts = np.split(flat, np.cumsum([values.numel() for values in tensors])[:-1])
-        shaped = [part.reshape(values.shape) for part, values in zip(parts, tensors, strict=True)]
-        return [np.split(array, cuts[name]) for name, array in zip(outputs, shaped, strict=True)]
-
-    def _states(self, token_ids: Sequence[list[int]], starts: NDArray[np.int64]) -> Any:
+    def last_states(token_ids: list[list[int]], starts: NDArray[np.int64]) -> Any:
         """Return the last hidden states (T, D) of the T tokens of all texts."""
-        import torch
-        from torch.nn.functional import gelu, linear
-
-        backbone, device = self._model.backbone, self._model.device
-        embeddings, lengths = backbone.embeddings, np.diff(starts)
         ids = torch.tensor([token for ids in token_ids for token in ids], device=device)
-        places = torch.cat([torch.arange(n) for n in lengths.tolist()]).to(device) + self._pad_id + 1
-        cu_seqlens, longest = torch.tensor(starts, dtype=torch.int32, device=device), int(lengths.max())
+        places = torch.cat([torch.arange(len(ids)) for ids in token_ids]).to(device) + settings["pad_id"] + 1
+        cu_seqlens, longest = torch.tensor(starts, dtype=torch.int32, device=device), max(map(len, token_ids))
         states = embeddings.word_embeddings(ids) + embeddings.position_embeddings(places)
         states = embeddings.LayerNorm(states + embeddings.token_type_embeddings.weight[0])
-        for layer, (weight, bias) in zip(backbone.encoder.layer, self._qkv, strict=True):
-            qkv = linear(states, weight, bias).unflatten(1, (3, self._n_heads, -1))  # (T, 3, heads, D / heads)
-            context = self._attend(*qkv.unbind(1), cu_seqlens, cu_seqlens, longest, longest).flatten(1)
+        for layer, weight, bias in zip(layers, weights, biases, strict=True):
+            qkv = linear(states, weight, bias).unflatten(1, (3, settings["n_heads"], -1))  # (T, 3, heads, D / heads)
+            context = attend(*qkv.unbind(1), cu_seqlens, cu_seqlens, longest, longest).flatten(1)
             states = layer.attention.output.LayerNorm(layer.attention.output.dense(context) + states)
             states = layer.output.LayerNorm(layer.output.dense(gelu(layer.intermediate.dense(states))) + states)
         return states
+
+    def encode(texts: list[str], outputs: tuple[str, ...], _: int) -> Encoded:
+        token_ids = [encoding.ids for encoding in tokenizer.encode_batch_fast(texts)]
+        starts = np.cumsum([0, *map(len, token_ids)])
+        with torch.inference_mode():
+            states = last_states(token_ids, starts)
+            is_vector = torch.ones(len(states), dtype=torch.bool, device=device)
+            is_vector[starts[:-1]] = False
+            tensors = model.heads(states[starts[:-1]], states, states[is_vector], outputs)
+            flat = torch.cat([values.flatten() for values in tensors]).float().cpu().numpy()  # one transfer
+        parts = np.split(flat, np.cumsum([values.numel() for values in tensors])[:-1])
+        heads = {
+            name: part.reshape(values.shape) for name, part, values in zip(outputs, parts, tensors, strict=True)
+        }
+        sparse = np.split(heads["sparse"], starts[1:-1]) if "sparse" in heads else None
+        vectors = starts[1:-1] - np.arange(1, len(texts))
+        return Encoded(
+            dense=heads.get("dense"),
+            lexical=partial(lexical, token_ids, sparse, settings["special_ids"]) if sparse else None,
+            multivector=np.split(heads["multivector"], vectors) if "multivector" in heads else None,
+        )
+
+    return encode
 
 
 def attend_text_by_text(query: Any, key: Any, value: Any, cu_seqlens: Any, *_: Any) -> Any:
