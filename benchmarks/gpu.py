@@ -279,8 +279,8 @@ def make_artifact(folder: Path) -> None:
     export = importlib.import_module("bgem3.export")
     demo = importlib.import_module("scripts.make_demo_checkpoint").make_demo_checkpoint(folder / "demo")
     random = importlib.import_module("scripts.make_random_checkpoint")
-    random.make_random_checkpoint(demo / "tokenizer.json", folder / "checkpoint", vocabulary=random.BGE_M3_VOCABULARY)
-    export.export_model(folder / "checkpoint", folder / "artifact", ("fp16",))
+    checkpoint = random.make_full_size(folder, demo / "tokenizer.json")
+    export.export_model(checkpoint, folder / "artifact", ("fp16",))
 
 
 def run_steps(probe: Probe, steps: Sequence[str], report: dict[str, Any], output: Path) -> dict[str, Any]:
