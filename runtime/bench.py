@@ -2,7 +2,6 @@
 
 import json
 import random
-import statistics
 import tempfile
 import time
 from collections import Counter
@@ -20,6 +19,7 @@ from tqdm import tqdm
 from bgem3.runtime.artifact import Artifact, ModelSpec, read_artifact
 from bgem3.runtime.cpu_session import CpuSession
 from bgem3.runtime.cpus import available_cpus
+from bgem3.runtime.device import open_encoder
 from bgem3.runtime.machine import describe_machine, memory_in_use
 from bgem3.runtime.model import BGEM3Model
 from bgem3.runtime.parity import Reference
@@ -150,10 +150,11 @@ def run_bench(
 def _measure_all(model: BGEM3Model, effort: Effort, exact: ExactTexts, show_progress: bool) -> dict[str, Any]:
     memory = {"loaded": memory_in_use(model.device)}
     workloads = make_workloads(exact, effort, model.spec.max_length)
-    measured = {
-        name: measure(model, workloads[name], effort)
-        for name in tqdm(workloads, "measuring", leave=False, disable=not show_progress)
-    }
+    measured = {}
+    for name in tqdm(workloads, "measuring", leave=False, disable=not show_progress):
+        texts = workloads[name]
+        n_tokens = int(model.tokenizer(texts, model.spec.max_length).lengths.sum())
+        measured[name] = measure(partial(model.encode, texts), len(texts), n_tokens, effort)
     return {"workloads": measured, "memory_mib": memory | {"peak": memory_in_use(model.device)}}
 
 
@@ -173,23 +174,24 @@ def passages(exact: ExactTexts, n_passages: int) -> list[str]:
     return [text for n_tokens in lengths for text in exact(int(n_tokens))]
 
 
-def measure(model: BGEM3Model, texts: list[str], effort: Effort) -> dict[str, float]:
-    """Encode texts once to warm up, then as often as the effort says; return the times of a call and its rates."""
-    n_tokens = int(model.encode(texts).n_tokens.sum())
+def measure(encode: Callable[[], object], n_texts: int, n_tokens: int, effort: Effort) -> dict[str, float]:
+    """Call once to warm up, then as often as the effort says; return the times of a call and its rates."""
+    encode()
     seconds: list[float] = []
     start = time.perf_counter()
     while len(seconds) < effort.n_calls and (
         len(seconds) < LEAST_CALLS or time.perf_counter() - start < effort.seconds
     ):
-        seconds.append(seconds_of(partial(model.encode, texts)))
-    median = statistics.median(seconds)
+        seconds.append(seconds_of(encode))
+    median, p95, p99 = np.quantile(seconds, (0.5, 0.95, 0.99)).tolist()
     return {
         "n_calls": len(seconds),
         "n_tokens": n_tokens,
         "p50_ms": 1000 * median,
-        "p95_ms": 1000 * float(np.quantile(seconds, 0.95)),
+        "p95_ms": 1000 * p95,
+        "p99_ms": 1000 * p99,
         "tokens_per_s": n_tokens / median,
-        "texts_per_s": len(texts) / median,
+        "texts_per_s": n_texts / median,
     }
 
 
@@ -201,9 +203,10 @@ def _host_share(model: BGEM3Model, texts: list[str]) -> dict[str, float]:
 
 def _profile(artifact: Artifact, precision: str, n_threads: int, texts: list[str]) -> dict[str, float]:
     """Return the share of tokenizing, of each of ONNX Runtime's operators and of the rest in the time of a call."""
-    _, path = artifact.graph(precision, "cpu")
     with tempfile.TemporaryDirectory() as folder:
-        session = CpuSession(path, precision, n_threads=n_threads, profile=Path(folder) / "profile")
+        prefix = Path(folder) / "profile"
+        session = open_encoder(artifact, device="cpu", precision=precision, n_threads=n_threads, profile=prefix)
+        assert isinstance(session, CpuSession)
         with BGEM3Model(artifact, session) as model:
             tokenizing = seconds_of(partial(model.tokenizer, texts, model.spec.max_length))
             _, seconds = (seconds_of(partial(model.encode, texts)) for _ in range(2))

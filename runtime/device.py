@@ -2,6 +2,7 @@
 
 import logging
 import re
+from pathlib import Path
 
 from bgem3.runtime import cuda_session as cuda
 from bgem3.runtime.artifact import Artifact
@@ -29,8 +30,15 @@ def open_encoder(
     device_memory_limit: int | None = None,
     cuda_graphs: bool = False,
     kernels: str = "auto",
+    profile: Path | None = None,
 ) -> EncoderSession:
-    """Open a session on a device; the arguments are those of `BGEM3Model.load`, and ``kernels`` of `CpuSession`."""
+    """Open a session on a device.
+
+    Parameters
+    ----------
+    device, precision, n_threads, token_budget, device_memory_limit, cuda_graphs : as in `BGEM3Model.load`
+    kernels, profile : as in `CpuSession`
+    """
     check_device(device)
     if device == "cpu":
         for name, value in (("cuda_graphs", cuda_graphs), ("device_memory_limit", device_memory_limit)):
@@ -47,7 +55,12 @@ def open_encoder(
         if path.with_name(PROBE).is_file():
             check_locations(artifact, path.with_name(PROBE))
         session = CpuSession(
-            path, held, n_threads=n_threads or available_cpus(), token_budget=token_budget, kernels=kernels
+            path,
+            held,
+            n_threads=n_threads or available_cpus(),
+            token_budget=token_budget,
+            kernels=kernels,
+            profile=profile,
         )
     else:
         held, path = artifact.graph(precision, "cuda")

@@ -1,5 +1,6 @@
 """Describe this machine: processor, CUDA device, versions, and the memory in use."""
 
+import importlib
 import os
 import platform
 import re
@@ -9,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from bgem3.runtime import cuda_session as cuda
-from bgem3.runtime.cpu_session import import_onnxruntime
 from bgem3.runtime.device import device_number
 
 MIB = 1 << 20
@@ -17,7 +17,8 @@ MIB = 1 << 20
 
 def describe_machine(device: str, packages: Sequence[str] = ("bgem3", "numpy", "tokenizers")) -> dict[str, Any]:
     """Return the names of the device and the processor, and the versions of Python, ONNX Runtime and packages."""
-    versions = {name: version(name) for name in packages} | {"onnxruntime": import_onnxruntime().__version__}
+    versions = {name: version(name) for name in packages}
+    versions["onnxruntime"] = importlib.import_module("onnxruntime").__version__  # two packages have this module
     described = {
         "device": device,
         "processor": processor_name(),

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from bgem3.scoring.dense import dense_scores
 from bgem3.scoring.embeddings import Embeddings
-from bgem3.scoring.hybrid import Scores, Weights, check_weights, hybrid_scores
+from bgem3.scoring.hybrid import DEFAULT_WEIGHTS, Scores, Weights, check_weights, hybrid_scores
 from bgem3.scoring.ids import id_array
 from bgem3.scoring.index_file import check_number
 from bgem3.scoring.multivector import multivector_candidate_scores
@@ -109,7 +109,7 @@ class HybridSearcher:
         self,
         queries: Embeddings,
         k: int = 10,
-        weights: Weights = (0.4, 0.2, 0.4),
+        weights: Weights = DEFAULT_WEIGHTS,
         *,
         candidates: int = 100,
         by: By = "both",
