@@ -18,13 +18,13 @@ from numpy.typing import NDArray
 from benchmarks.environments import EncoderError, find_python, import_seconds, run_worker
 from benchmarks.peer import Peer, Settings
 from benchmarks.peers import PEERS
-from benchmarks.workload import MIX, QUERY, Effort, Scenario, spread
+from benchmarks.workload import MIX, QUERY, Scenario
 from bgem3.scoring.atomic_files import whole_file
 
 MIN_COSINE = 0.99  # of dense vectors with float32's; a float encoder below it computes something else
 QUANTIZED = ("int8", "q8_0")
 REST = 0.2  # seconds before a process starts, in which the threads of the one before stop spinning
-N_FEW = 12  # texts of the mix to compare outputs and to choose a batch size on; all of them would take minutes
+N_CALLS, CALL_SECONDS = 20, 1.0  # in a scenario and turn: at most so many calls begin within so many seconds, or one
 STAT = Path("/proc/stat")
 
 
@@ -41,31 +41,28 @@ class Encoder:
         return f"{self.peer.label} {self.precision}"
 
 
-def choose_encoders(names: Sequence[str], precisions: Sequence[str], device: str) -> list[Encoder]:
-    """Return bgem3 in its precisions, the first in the order given, then the peers named.
+def choose_encoders(names: Sequence[str], precisions: Sequence[str]) -> list[Encoder]:
+    """Return bgem3 in its precisions, then the peers named.
 
     Parameters
     ----------
     names : "all", peers ("openvino") or peers with a precision ("openvino-int8")
     precisions : bgem3's
-    device : "all" leaves out the peers that do not run on it, and fp16 on CPU
 
     Raises
     ------
     ValueError
-        If a name is unknown.
+        If a name or a precision is unknown.
     """
-    kind = device.partition(":")[0]
-    others = [Encoder(peer=peer, precision=precision) for peer in PEERS.values() for precision in peer.precisions]
-    others = [encoder for encoder in others if encoder.peer.name != "bgem3"]
-    chosen = [Encoder(peer=PEERS["bgem3"], precision=precision) for precision in precisions]
-    for name in names:
-        found = [each for each in others if name in (each.peer.name, f"{each.peer.name}-{each.precision}")]
-        if name == "all":
-            found = [each for each in others if kind in each.peer.devices and (kind, each.precision) != ("cpu", "fp16")]
+    known = {
+        f"{peer.name}-{each}": Encoder(peer=peer, precision=each) for peer in PEERS.values() for each in peer.precisions
+    }
+    chosen = []
+    for name in (*(f"bgem3-{precision}" for precision in precisions), *names):
+        found = [each for full_name, each in known.items() if name in ("all", full_name, each.peer.name)]
         if not found:
-            raise ValueError(f"there is no peer {name!r}; there are all, {', '.join(list(PEERS)[1:])}")
-        chosen += found
+            raise ValueError(f"there is no encoder {name!r}; there are all, {', '.join([*PEERS, *known])}")
+        chosen += [each for each in found if name != "all" or each.peer.name != "bgem3"]
     return list(dict.fromkeys(chosen))
 
 
@@ -76,8 +73,7 @@ class Comparison:
     ----------
     report : what is known before; ``encoders`` and ``cpus_used_by_others`` are added
     path : JSON file for the report
-    scenarios : by name, `QUERY` and `MIX` among them
-    names : the scenarios to time
+    scenarios : by name, `QUERY` and `MIX` among them; those that the report has are timed
     settings : what every encoder is told
     work : folder for what the encoders prepare
     environments : folder of their Python environments; None for this Python
@@ -91,16 +87,15 @@ class Comparison:
         *,
         encoders: Sequence[Encoder],
         scenarios: dict[str, Scenario],
-        names: Sequence[str],
         settings: Settings,
         work: Path,
         environments: Path | None,
-        effort: Effort,
+        n_turns: int,
         timeout: float,
     ) -> None:
         self._report, self._path, self._encoders, self._scenarios = report, path, encoders, scenarios
-        self._names, self._settings, self._work, self._environments = names, settings, work, environments
-        self._effort, self._timeout, self._start = effort, timeout, time.perf_counter()
+        self._settings, self._work, self._environments = settings, work, environments
+        self._n_turns, self._timeout, self._start = n_turns, timeout, time.perf_counter()
         self._found: dict[str, dict[str, Any]] = {
             each.label: {"kind": each.peer.name, "label": each.peer.label, "precision": each.precision, "scenarios": {}}
             for each in encoders
@@ -111,10 +106,10 @@ class Comparison:
         """Check every encoder, float32 first, and then take all turns, every second one in reverse order."""
         for encoder in sorted(self._encoders, key=lambda encoder: encoder.precision != "fp32"):
             self._attempt("preparing", self._check, encoder)
-        for turn in range(self._effort.n_turns):
+        for turn in range(self._n_turns):
             used_by_others = others_clock()
             for encoder in self._encoders[:: 1 if turn % 2 == 0 else -1]:
-                self._attempt(f"turn {turn + 1} of {self._effort.n_turns}:", self._take_turn, encoder, turn)
+                self._attempt(f"turn {turn + 1} of {self._n_turns}:", self._take_turn, encoder, turn)
             self._report["cpus_used_by_others"].append(used_by_others())
 
     def _attempt(self, what: str, step: Callable[..., None], encoder: Encoder, *arguments: int) -> None:
@@ -151,7 +146,7 @@ class Comparison:
             prepared = next(answers)
         found |= {name: prepared[name] for name in ("versions", "disk_bytes")}
         outputs, expected = self._work / "outputs.npz", self._work / "expected.npz"
-        few = self._scenarios[MIX] | {"texts": spread(self._scenarios[MIX]["texts"], N_FEW)}
+        few = self._scenarios[MIX] | {"texts": self._scenarios[MIX]["texts"][::2]}
         one = self._scenarios[QUERY] | {"texts": self._scenarios[QUERY]["texts"][:1]}
         check = {"compare": few, "path": str(outputs), "tune": {QUERY: one, MIX: few}}
         with closing(self._answers(encoder, variant="", check=check)) as answers:
@@ -168,7 +163,7 @@ class Comparison:
         """Measure an encoder's start, and time it on every scenario of a turn."""
         found = self._found[encoder.label]
         import_s = import_seconds(encoder.peer, find_python(encoder.peer, self._environments))
-        jobs = {name: self._job(found, name) for name in self._names if self._is_due(encoder, name, turn)}
+        jobs = {name: self._job(found, name) for name in self._report["scenarios"] if self._is_due(encoder, name, turn)}
         variant = found["tuned"][QUERY]["variant"]
         with closing(self._answers(encoder, variant=variant, scenarios=list(jobs.values()))) as answers:
             opened = next(answers)
@@ -197,15 +192,15 @@ class Comparison:
         return has_heads and turn < scenario["n_turns"] and "not_run" not in cell
 
     def _job(self, found: dict[str, Any], name: str) -> dict[str, Any]:
-        """Return a scenario with its settings: texts of one length are one batch, others have the size chosen before."""
+        """Return a scenario with its settings: texts of one length are one batch, others take the chosen size."""
         scenario = self._scenarios[name]
         tuned = found["tuned"][scenario["tuned_as"]]
         size = 1 if scenario["is_single"] else len(scenario["texts"])
         return scenario | {
             "variant": tuned["variant"],
             "batch_size": tuned["batch_size"] if scenario["tuned_as"] == MIX else size,
-            "n_calls": max(self._effort.n_calls, 2 * scenario["n_clients"]),
-            "most_seconds": self._effort.seconds,
+            "n_calls": max(N_CALLS, 2 * scenario["n_clients"]),
+            "most_seconds": CALL_SECONDS,
         }
 
 
@@ -214,7 +209,7 @@ def agreement(found: Mapping[str, NDArray[Any]], expected: Mapping[str, NDArray[
 
     Parameters
     ----------
-    found, expected : ``dense`` (N, D), and where there is the head ``multivector`` (V, M) and ``sparse`` (N, vocabulary)
+    found, expected : ``dense`` (N, D); where the encoder has them, ``multivector`` (V, M) and ``sparse`` (N, V)
     """
     report = {}
     for name in ("dense", "multivector"):

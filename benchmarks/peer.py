@@ -19,9 +19,8 @@ Settings = dict[str, Any]
 """What a peer's process is told.
 
 ``artifact``, ``checkpoint``, ``portable`` and ``files`` are folders: bgem3's artifact, the checkpoint, the portable
-graph, and a place for what the peer prepares. ``device``, ``precision`` and ``threads`` say how to run;
-``max_length``, ``pad_id``, ``special_ids``, ``hidden_size`` and ``n_heads`` describe the model; ``calibration`` are
-texts for quantization.
+graph, and a place for what the peer prepares. ``device``, ``precision`` and ``threads`` say how to run; the fields of
+`ModelSpec` and ``special_ids`` describe the model; ``calibration`` are texts for quantization.
 """
 
 
@@ -54,7 +53,7 @@ class Peer:
     environment : the name of its Python environment; "" for the one that runs the benchmark
     packages : what pip installs into that environment
     modules : imported to measure the import time
-    precisions, outputs, devices : what it offers
+    precisions, outputs : what it offers
     needs : the settings, of "checkpoint" and "portable", that it cannot run without
     batch_sizes : the ones to try
     is_thread_safe : whether several threads may call it at once; otherwise they take turns
@@ -71,7 +70,6 @@ class Peer:
     modules: tuple[str, ...]
     precisions: tuple[str, ...] = ("fp32",)
     outputs: tuple[str, ...] = ALL_HEADS
-    devices: tuple[str, ...] = ("cpu",)
     needs: tuple[str, ...] = ("checkpoint",)
     batch_sizes: tuple[int, ...] = BATCH_SIZES
     is_thread_safe: bool = True

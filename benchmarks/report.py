@@ -1,9 +1,6 @@
 """Write benchmarks/README.md, the tables in other documents, and the charts, from the reports in benchmarks/results.
 
-usage: python -m benchmarks report [--check]
-
 A document says where a table goes: ``<!-- bench:readme -->`` ... ``<!-- /bench -->``; what stands between is replaced.
-With --check nothing is written, and the exit status is 1 where a file is not what the reports give.
 """
 
 import argparse
@@ -16,7 +13,7 @@ from benchmarks import charts, tables
 from benchmarks.results import FIRST, RESULTS, Report, failures, machine, read_reports
 
 ROOT = Path(__file__).parent.parent
-PAGE = "benchmarks/README.md"
+PAGE, INTRODUCTION = "benchmarks/README.md", Path(__file__).with_name("introduction.md")
 DOCUMENTS = ("README.md", "docs/measurements.md")
 MARKED = re.compile(r"(<!-- bench:(\S+) -->\n).*?(<!-- /bench -->)", re.DOTALL)
 BLOCKS: dict[str, Callable[[Report], str]] = {
@@ -31,43 +28,15 @@ GROUPS = {
     "shapes": "Batches of one length",
     "long": "Long texts",
 }
-OTHERS = {
-    "int8_accuracy.json": "int8 on real weights: `python -m benchmarks.eval.int8`",
-    "retrieval.json": "retrieval in five languages: `python -m benchmarks.eval.retrieval`",
-    "search_cpu.json": "scores and search: `python -m benchmarks.eval.search`",
-    "full_size_cpu.json": "sizes, export and memory: `python -m benchmarks.eval.full_size`",
-    "cuda.json": "a CUDA device: `python -m benchmarks gpu`",
-}
-INTRODUCTION = """# Benchmarks
-
-This page is generated: `make render` writes every table and chart from the reports in [results](results). A test fails
-where they are not current.
-
-- `make bench` compares bgem3 with every other encoder that can run: an hour or two, and 30 GB of disk.
-- `make bench QUICK=1` compares it with PyTorch and FlagEmbedding on a small model: two minutes.
-- `bgem3 bench ARTIFACT` measures one artifact alone.
-
-**How it is measured.** All encoders get the same weights, texts, threads and heads. Each runs in a process of its own,
-under its own Python, and starts anew in every turn; turns are interleaved, and medians are reported. Batch sizes and other
-settings are chosen by trying; texts of one length are one batch. Outputs are compared with float32 ones before anything is
-timed, and an encoder that computes something else is not timed. Times include tokenizing and returning arrays.
-
-**Cold start** is the time from starting a Python process until the first embedding of one query, with the files in the
-operating system's cache: it includes the interpreter, importing, opening the model, and the first call. *Import* is measured
-alone, in another fresh interpreter; *load* is opening the model. **Peak memory** is without the long texts."""
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Write or check the documents and charts."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks report", description="Write the tables and charts.")
-    parser.add_argument("--check", action="store_true", help="write nothing; exit status 1 where a file is not current")
-    is_check = parser.parse_args(arguments).check
-    stale = stale_files(ROOT)
-    for path, write in stale.items():
-        print(f"{path.relative_to(ROOT)} {'is not what the reports give' if is_check else 'written'}")
-        if not is_check:
-            write()
-    return int(is_check and bool(stale))
+    """Write the documents and charts that are not current."""
+    argparse.ArgumentParser(prog="python -m benchmarks report", description=__doc__).parse_args(arguments)
+    for path, write in stale_files(ROOT).items():
+        write()
+        print(f"wrote {path.relative_to(ROOT)}")
+    return 0
 
 
 def stale_files(root: Path) -> dict[Path, Callable[[], object]]:
@@ -114,13 +83,12 @@ def fill(text: str, report: Report) -> str:
 
 def page(reports: dict[str, Report]) -> str:
     """Return benchmarks/README.md: each report's tables and charts, and one list of all that did not run."""
-    parts = [INTRODUCTION]
+    parts = [INTRODUCTION.read_text(encoding="utf-8").strip()]
     for name, report in reports.items():
         parts += sections(name, report)
     parts.append("## What did not run\n\nA dash in a table means that the encoder lacks the head, or one of these:")
     parts.append("\n".join(f"- {name}.json: {reason}" for name, each in reports.items() for reason in failures(each)))
-    others = [f"- [{name}](results/{name}): {what}" for name, what in OTHERS.items() if (RESULTS / name).is_file()]
-    return "\n\n".join([*parts, "## Other reports", "\n".join(others)]) + "\n"
+    return "\n\n".join(parts) + "\n"
 
 
 def sections(name: str, report: Report) -> Iterator[str]:

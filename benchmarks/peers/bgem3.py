@@ -4,12 +4,12 @@ from pathlib import Path
 
 from benchmarks.peer import Encode, Encoded, Peer, Settings
 
-def open_bgem3(settings: Settings, variant: str) -> Encode:
-    """Load the artifact as users do; on CUDA, one variant captures graphs for short queries."""
+
+def open_bgem3(settings: Settings, _: str) -> Encode:
+    """Load the artifact as users do."""
     from bgem3.runtime import BGEM3Model
 
-    place = (settings["artifact"], settings["device"], settings["precision"], settings["threads"])
-    model = BGEM3Model.load(*place, cuda_graphs=bool(variant))
+    model = BGEM3Model.load(settings["artifact"], "cpu", settings["precision"], settings["threads"])
 
     def encode(texts: list[str], outputs: tuple[str, ...], _: int) -> Encoded:
         found = model.encode(texts, outputs)
@@ -26,13 +26,11 @@ PEERS = (
     Peer(
         name="bgem3",
         label="bgem3",
-        packages=("bgem3", "onnxruntime", "onnxruntime-gpu", "tokenizers", "numpy"),
+        packages=("bgem3", "onnxruntime", "tokenizers", "numpy"),
         modules=("bgem3.runtime", "onnxruntime", "tokenizers"),
         precisions=("int8", "fp32", "fp16"),
-        devices=("cpu", "cuda"),
         needs=(),
         batch_sizes=(1,),
-        variants=lambda settings: ["", "CUDA graphs"] if settings["device"].startswith("cuda") else [""],
         open=open_bgem3,
         files=lambda settings: Path(settings["artifact"], settings["precision"]).iterdir(),
     ),

@@ -11,8 +11,7 @@ def open_flagembedding(settings: Settings, _: str) -> Encode:
     from FlagEmbedding import BGEM3FlagModel
 
     torch.set_num_threads(settings["threads"])
-    is_half = settings["precision"] == "fp16"
-    model = BGEM3FlagModel(settings["checkpoint"], use_fp16=is_half, devices=settings["device"])
+    model = BGEM3FlagModel(settings["checkpoint"], use_fp16=False, devices="cpu")
     return flag_encoder(model, settings["max_length"])
 
 
@@ -42,8 +41,6 @@ PEERS = (
         environment="flagembedding",
         packages=("FlagEmbedding==1.4.2", *TORCH),
         modules=("torch", "FlagEmbedding"),
-        precisions=("fp32", "fp16"),
-        devices=("cpu", "cuda"),
         is_thread_safe=False,
         open=open_flagembedding,
         files=checkpoint_files,

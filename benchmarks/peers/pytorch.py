@@ -1,4 +1,4 @@
-"""PyTorch: transformers' backbone with the trained heads, over padded batches or over packed tokens."""
+"""PyTorch: transformers' backbone with the trained heads, over padded batches; on CUDA also over packed tokens."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
@@ -83,7 +83,9 @@ def open_packed(settings: Settings, _: str) -> Encode:
     attend: Any = attend_text_by_text
     if device.startswith("cuda"):
         from torch.nn.attention.varlen import varlen_attn as attend
-    projections = [(layer.attention.self.query, layer.attention.self.key, layer.attention.self.value) for layer in layers]
+    projections = [
+        (layer.attention.self.query, layer.attention.self.key, layer.attention.self.value) for layer in layers
+    ]
     weights = [torch.cat([part.weight for part in parts]) for parts in projections]
     biases = [torch.cat([part.bias for part in parts]) for parts in projections]
 
@@ -111,9 +113,7 @@ def open_packed(settings: Settings, _: str) -> Encode:
             tensors = model.heads(states[starts[:-1]], states, states[is_vector], outputs)
             flat = torch.cat([values.flatten() for values in tensors]).float().cpu().numpy()  # one transfer
         parts = np.split(flat, np.cumsum([values.numel() for values in tensors])[:-1])
-        heads = {
-            name: part.reshape(values.shape) for name, part, values in zip(outputs, parts, tensors, strict=True)
-        }
+        heads = {name: part.reshape(values.shape) for name, part, values in zip(outputs, parts, tensors, strict=True)}
         sparse = np.split(heads["sparse"], starts[1:-1]) if "sparse" in heads else None
         vectors = starts[1:-1] - np.arange(1, len(texts))
         return Encoded(
@@ -137,22 +137,16 @@ def attend_text_by_text(query: Any, key: Any, value: Any, cu_seqlens: Any, *_: A
     return torch.cat(context)
 
 
-def _peer(name: str, label: str, open_: Callable[[Settings, str], Encode], **options: Any) -> Peer:
-    return Peer(
+PEERS = tuple(
+    Peer(
         name=name,
-        label=f"PyTorch {label}",
+        label=label,
         environment="pytorch",
         packages=TORCH,
         modules=("torch", "transformers", "tokenizers"),
-        open=open_,
+        precisions=("fp32", "bf16"),
+        open=partial(open_padded, attention),
         files=checkpoint_files,
-        **options,
     )
-
-
-BOTH = ("cpu", "cuda")
-PEERS = (
-    _peer("torch", "eager", partial(open_padded, "eager"), precisions=("fp32", "bf16"), devices=BOTH),
-    _peer("torch-sdpa", "SDPA", partial(open_padded, "sdpa"), precisions=("fp32", "bf16", "fp16"), devices=BOTH),
-    _peer("torch-packed", "packed", open_packed, precisions=("fp16",), devices=("cuda",), batch_sizes=(1,)),
+    for name, label, attention in (("torch", "PyTorch eager", "eager"), ("torch-sdpa", "PyTorch SDPA", "sdpa"))
 )
