@@ -111,6 +111,7 @@ class Comparison:
             for encoder in self._encoders[:: 1 if turn % 2 == 0 else -1]:
                 self._attempt(f"turn {turn + 1} of {self._n_turns}:", self._take_turn, encoder, turn)
             self._report["cpus_used_by_others"].append(used_by_others())
+            self._write()
 
     def _attempt(self, what: str, step: Callable[..., None], encoder: Encoder, *arguments: int) -> None:
         """Take a step with an encoder that can run, or note why it cannot."""
@@ -122,6 +123,9 @@ class Comparison:
         except EncoderError as error:
             self._say(str(error))
             self._found[encoder.label]["not_run"] = str(error)
+        self._write()
+
+    def _write(self) -> None:
         with whole_file(self._path) as file:
             file.write((json.dumps(self._report, indent=1, ensure_ascii=False) + "\n").encode())
 

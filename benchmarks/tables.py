@@ -32,8 +32,9 @@ class Column:
     def cells(self, labels: Sequence[str]) -> list[str]:
         """Return the values of some encoders as text, the best in bold with all that read the same."""
         shown = {label: self.show(self.values[label]) for label in labels if label in self.values}
-        best = self.best and shown and self.show(self.best([self.values[label] for label in shown]))
-        return [f"**{shown[label]}**" if shown.get(label) == best else shown.get(label, "–") for label in labels]
+        best = self.show(self.best([self.values[label] for label in shown])) if self.best and shown else None
+        bold = {label: f"**{text}**" for label, text in shown.items() if text == best}
+        return [(shown | bold).get(label, "–") for label in labels]
 
 
 def table(labels: Sequence[str], columns: Sequence[Column], corner: str = "encoder") -> str:

@@ -16,10 +16,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bgem3.runtime import BGEM3Model, bench_command, bench_workload
+from bgem3.runtime import BGEM3Model
 from bgem3.runtime.cli import main
 from bgem3.runtime.text_lines import open_lines, read_texts
-from tests.benchmarks.bench_sample import sample_report
 
 LINES = [
     "plain",
@@ -404,15 +403,3 @@ def test_an_interrupt_ends_with_130_and_no_traceback(random_artifact: Path) -> N
         watchdog.cancel()
     assert process.returncode == 130
     assert shown == b"bgem3: interrupted\n"
-
-
-# --- other files that people write
-
-
-def test_a_benchmarks_texts_and_reports_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
-    texts = tmp_path / "texts.json"
-    texts.write_bytes(BOM + json.dumps([{"context": "été", "questions": ["why?"]}], ensure_ascii=False).encode())
-    assert bench_workload.read_texts(texts, 1, 1, ()) == ["été", "why?"]
-    report = tmp_path / "report.json"
-    report.write_bytes(BOM + json.dumps(sample_report()).encode())
-    assert bench_command.compare(report, report)[2] is False
