@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from benchmarks.environments import EncoderError, find_python, import_seconds, run_worker
 from benchmarks.peer import Peer, Settings
 from benchmarks.peers import PEERS
-from benchmarks.workload import MIX, QUERY, Scenario
+from benchmarks.workload import MIX, Scenario
 from bgem3.scoring.atomic_files import whole_file
 
 MIN_COSINE = 0.99  # of dense vectors with float32's; a float encoder below it computes something else
@@ -39,6 +39,10 @@ class Encoder:
     def label(self) -> str:
         """The name that is shown."""
         return f"{self.peer.label} {self.precision}"
+
+    def described(self) -> dict[str, Any]:
+        """Return the beginning of this encoder's part of a report."""
+        return {"kind": self.peer.name, "label": self.peer.label, "precision": self.precision, "scenarios": {}}
 
 
 def choose_encoders(names: Sequence[str], precisions: Sequence[str]) -> list[Encoder]:
@@ -66,146 +70,128 @@ def choose_encoders(names: Sequence[str], precisions: Sequence[str]) -> list[Enc
     return list(dict.fromkeys(chosen))
 
 
+@dataclass(kw_only=True)
 class Comparison:
-    """Compares, tunes and times encoders, and writes the report after every step.
+    """Compares the outputs of encoders, and times them; `report` is written after every step.
 
-    Parameters
+    Attributes
     ----------
     report : what is known before; ``encoders`` and ``cpus_used_by_others`` are added
     path : JSON file for the report
-    scenarios : by name, `QUERY` and `MIX` among them; those that the report has are timed
+    scenarios : by name, `MIX` among them; those that the report has are timed
     settings : what every encoder is told
     work : folder for what the encoders prepare
     environments : folder of their Python environments; None for this Python
     timeout : seconds that one answer of an encoder may take
     """
 
-    def __init__(
-        self,
-        report: dict[str, Any],
-        path: Path,
-        *,
-        encoders: Sequence[Encoder],
-        scenarios: dict[str, Scenario],
-        settings: Settings,
-        work: Path,
-        environments: Path | None,
-        n_turns: int,
-        timeout: float,
-    ) -> None:
-        self._report, self._path, self._encoders, self._scenarios = report, path, encoders, scenarios
-        self._settings, self._work, self._environments = settings, work, environments
-        self._n_turns, self._timeout, self._start = n_turns, timeout, time.perf_counter()
-        self._found: dict[str, dict[str, Any]] = {
-            each.label: {"kind": each.peer.name, "label": each.peer.label, "precision": each.precision, "scenarios": {}}
-            for each in encoders
-        }
-        report |= {"encoders": self._found, "cpus_used_by_others": []}
+    report: dict[str, Any]
+    path: Path
+    encoders: Sequence[Encoder]
+    scenarios: dict[str, Scenario]
+    settings: Settings
+    work: Path
+    environments: Path | None
+    n_turns: int
+    timeout: float
 
     def run(self) -> None:
         """Check every encoder, float32 first, and then take all turns, every second one in reverse order."""
-        for encoder in sorted(self._encoders, key=lambda encoder: encoder.precision != "fp32"):
+        self.report |= {"encoders": {encoder.label: encoder.described() for encoder in self.encoders}}
+        self.report["cpus_used_by_others"] = []
+        for encoder in sorted(self.encoders, key=lambda encoder: encoder.precision != "fp32"):
             self._attempt("preparing", self._check, encoder)
-        for turn in range(self._n_turns):
-            used_by_others = others_clock()
-            for encoder in self._encoders[:: 1 if turn % 2 == 0 else -1]:
-                self._attempt(f"turn {turn + 1} of {self._n_turns}:", self._take_turn, encoder, turn)
-            self._report["cpus_used_by_others"].append(used_by_others())
+        for turn in range(self.n_turns):
+            start, busy = time.perf_counter(), others_seconds()
+            for encoder in self.encoders[:: 1 if turn % 2 == 0 else -1]:
+                self._attempt(f"turn {turn + 1} of {self.n_turns}:", self._take_turn, encoder, turn)
+            used = (others_seconds() - busy) / (time.perf_counter() - start)
+            self.report["cpus_used_by_others"].append(used)
             self._write()
 
     def _attempt(self, what: str, step: Callable[..., None], encoder: Encoder, *arguments: int) -> None:
         """Take a step with an encoder that can run, or note why it cannot."""
-        if "not_run" in self._found[encoder.label]:
+        found = self.report["encoders"][encoder.label]
+        if "not_run" in found:
             return
-        self._say(f"{what} {encoder.label}")
+        _say(f"{what} {encoder.label}")
         try:
-            step(encoder, *arguments)
+            step(encoder, found, *arguments)
         except EncoderError as error:
-            self._say(str(error))
-            self._found[encoder.label]["not_run"] = str(error)
+            _say(str(error))
+            found["not_run"] = str(error)
         self._write()
 
     def _write(self) -> None:
-        with whole_file(self._path) as file:
-            file.write((json.dumps(self._report, indent=1, ensure_ascii=False) + "\n").encode())
-
-    def _say(self, what: str) -> None:
-        print(f"{time.perf_counter() - self._start:6.0f} s  {what}", file=sys.stderr, flush=True)
+        with whole_file(self.path) as file:
+            file.write((json.dumps(self.report, indent=1, ensure_ascii=False) + "\n").encode())
 
     def _answers(self, encoder: Encoder, **job: Any) -> Iterator[dict[str, Any]]:
         """Run a job in an encoder's process, and yield its answers."""
-        files, log = self._work / encoder.peer.name, self._work / f"{encoder.peer.name}-{encoder.precision}.log"
+        files, log = self.work / encoder.peer.environment, self.work / f"{encoder.peer.name}-{encoder.precision}.log"
         files.mkdir(parents=True, exist_ok=True)
-        job["settings"] = self._settings | {"precision": encoder.precision, "files": str(files)}
-        python = find_python(encoder.peer, self._environments)
+        job["settings"] = self.settings | {"precision": encoder.precision, "files": str(files)}
+        python = find_python(encoder.peer, self.environments)
         time.sleep(REST)
-        return run_worker(encoder.peer, python, job, log, self._timeout)
+        return run_worker(encoder.peer, python, job, log, self.timeout)
 
-    def _check(self, encoder: Encoder) -> None:
-        """Prepare what an encoder loads, compare its outputs with the first one's, and choose its settings."""
-        found = self._found[encoder.label]
-        if missing := [need for need in encoder.peer.needs if self._settings[need] is None]:
+    def _check(self, encoder: Encoder, found: dict[str, Any]) -> None:
+        """Prepare what an encoder loads, compare its outputs with the first one's, and choose its batch size."""
+        if missing := [need for need in encoder.peer.needs if self.settings[need] is None]:
             raise EncoderError(f"it needs the {' and the '.join(missing)}")
         with closing(self._answers(encoder, prepare=True)) as answers:
             prepared = next(answers)
         found |= {name: prepared[name] for name in ("versions", "disk_bytes")}
-        outputs, expected = self._work / "outputs.npz", self._work / "expected.npz"
-        few = self._scenarios[MIX] | {"texts": self._scenarios[MIX]["texts"][::2]}
-        one = self._scenarios[QUERY] | {"texts": self._scenarios[QUERY]["texts"][:1]}
-        check = {"compare": few, "path": str(outputs), "tune": {QUERY: one, MIX: few}}
-        with closing(self._answers(encoder, variant="", check=check)) as answers:
+        outputs, expected, mix = self.work / "outputs.npz", self.work / "expected.npz", self.scenarios[MIX]
+        few = mix | {"texts": mix["texts"][::2], "batch_size": encoder.peer.batch_sizes[:2][-1], "path": str(outputs)}
+        with closing(self._answers(encoder, check=few)) as answers:
             next(answers)
-            found["tuned"] = next(answers)["tuned"]
-        if not any("agreement" in other for other in self._found.values()):
+            found["tried_seconds"] = next(answers)["tried_seconds"]
+        if not any("agreement" in other for other in self.report["encoders"].values()):
             shutil.copyfile(outputs, expected)
         with np.load(outputs) as ours, np.load(expected) as theirs:
             found["agreement"] = agreement(ours, theirs)
         if encoder.precision not in QUANTIZED and (cosine := found["agreement"]["dense_min_cosine"]) < MIN_COSINE:
             raise EncoderError(f"its dense vectors are not the first encoder's (cosine {cosine:.4f})")
 
-    def _take_turn(self, encoder: Encoder, turn: int) -> None:
-        """Measure an encoder's start, and time it on every scenario of a turn."""
-        found = self._found[encoder.label]
-        import_s = import_seconds(encoder.peer, find_python(encoder.peer, self._environments))
-        jobs = {name: self._job(found, name) for name in self._report["scenarios"] if self._is_due(encoder, name, turn)}
-        variant = found["tuned"][QUERY]["variant"]
-        with closing(self._answers(encoder, variant=variant, scenarios=list(jobs.values()))) as answers:
+    def _take_turn(self, encoder: Encoder, found: dict[str, Any], turn: int) -> None:
+        """Measure an encoder's start, and time it on every scenario of a turn that it has the heads for."""
+        starts = {"import_s": import_seconds(encoder.peer, find_python(encoder.peer, self.environments))}
+        size = int(min(found["tried_seconds"], key=found["tried_seconds"].__getitem__))
+        jobs = {}
+        for name in self.report["scenarios"]:
+            scenario, cell = self.scenarios[name], found["scenarios"].get(name, {})
+            has_heads = set(scenario["outputs"]) <= set(encoder.peer.outputs)
+            if has_heads and turn < scenario["n_turns"] and "not_run" not in cell:
+                effort = {"n_calls": max(N_CALLS, 2 * scenario["n_clients"]), "most_seconds": CALL_SECONDS}
+                jobs[name] = scenario | effort | {"batch_size": scenario["batch_size"] or size}
+        with closing(self._answers(encoder, scenarios=list(jobs.values()))) as answers:
             opened = next(answers)
-            starts = opened | {"import_s": import_s, "cold_start_s": opened["since_start_s"]}
-            for name in ("import_s", "load_s", "first_s", "cold_start_s"):
-                found.setdefault(name, []).append(starts[name])
+            starts |= {
+                "load_s": opened["load_s"],
+                "first_s": opened["first_s"],
+                "cold_start_s": opened["since_start_s"],
+            }
+            for name, seconds in starts.items():
+                found.setdefault(name, []).append(seconds)
             found["loaded_rss_bytes"] = opened["rss_bytes"]
             for name, job in jobs.items():
                 try:
                     answer = next(answers)
                 except EncoderError as error:  # the process is gone: later scenarios wait for the next turn
-                    self._say(f"{name}: {error}")
+                    _say(f"{name}: {error}")
                     found["scenarios"][name] = {"not_run": str(error)}
                     return
-                new = {"variant": job["variant"], "batch_size": job["batch_size"], "seconds": [], "wall_s": []}
+                new = {"batch_size": job["batch_size"], "seconds": [], "wall_s": []}
                 cell = found["scenarios"].setdefault(name, new)
                 cell["seconds"].append(answer["seconds"])
                 cell["wall_s"].append(answer["wall_s"])
                 if job["group"] != "long":
                     found["peak_rss_bytes"] = max(found.get("peak_rss_bytes", 0), answer["peak_rss_bytes"])
 
-    def _is_due(self, encoder: Encoder, name: str, turn: int) -> bool:
-        """Return whether an encoder runs a scenario in a turn: it has the heads, and has not failed in it."""
-        scenario, cell = self._scenarios[name], self._found[encoder.label]["scenarios"].get(name, {})
-        has_heads = set(scenario["outputs"]) <= set(encoder.peer.outputs)
-        return has_heads and turn < scenario["n_turns"] and "not_run" not in cell
 
-    def _job(self, found: dict[str, Any], name: str) -> dict[str, Any]:
-        """Return a scenario with its settings: texts of one length are one batch, others take the chosen size."""
-        scenario = self._scenarios[name]
-        tuned = found["tuned"][scenario["tuned_as"]]
-        size = 1 if scenario["is_single"] else len(scenario["texts"])
-        return scenario | {
-            "variant": tuned["variant"],
-            "batch_size": tuned["batch_size"] if scenario["tuned_as"] == MIX else size,
-            "n_calls": max(N_CALLS, 2 * scenario["n_clients"]),
-            "most_seconds": CALL_SECONDS,
-        }
+def _say(what: str) -> None:
+    print(time.strftime("%H:%M:%S"), what, file=sys.stderr, flush=True)
 
 
 def agreement(found: Mapping[str, NDArray[Any]], expected: Mapping[str, NDArray[Any]]) -> dict[str, float]:
@@ -226,14 +212,8 @@ def agreement(found: Mapping[str, NDArray[Any]], expected: Mapping[str, NDArray[
     return report
 
 
-def others_clock() -> Callable[[], float | None]:
-    """Return a function that tells how many CPUs other processes have used since now; None where Linux is not."""
-    start, busy = time.perf_counter(), others_seconds()
-    return lambda: (others_seconds() - busy) / (time.perf_counter() - start) if STAT.is_file() else None
-
-
 def others_seconds() -> float:
-    """Return the CPU seconds used since Linux started, without this process's and its ended children's."""
+    """Return the CPU seconds used since Linux started, without this process's and its ended children's; 0 elsewhere."""
     if not STAT.is_file():
         return 0.0
     user, nice, system, _idle, _wait, *others = STAT.read_text(encoding="utf-8").split(maxsplit=9)[1:9]

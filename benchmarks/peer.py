@@ -55,11 +55,10 @@ class Peer:
     modules : imported to measure the import time
     precisions, outputs : what it offers
     needs : the settings, of "checkpoint" and "portable", that it cannot run without
-    batch_sizes : the ones to try
+    batch_sizes : the ones to try, in ascending order
     is_thread_safe : whether several threads may call it at once; otherwise they take turns
-    variants : returns its other settings to try
     prepare : writes what it loads into the folder ``settings["files"]``; what is there is taken as it is
-    open : opens one variant; raises RuntimeError if this machine cannot run it
+    open : opens it; raises RuntimeError if this machine cannot run it
     files : lists what it loads, for its size on disk
     """
 
@@ -73,9 +72,8 @@ class Peer:
     needs: tuple[str, ...] = ("checkpoint",)
     batch_sizes: tuple[int, ...] = BATCH_SIZES
     is_thread_safe: bool = True
-    variants: Callable[[Settings], list[str]] = lambda _: [""]
     prepare: Callable[[Settings], None] = lambda _: None
-    open: Callable[[Settings, str], Encode]
+    open: Callable[[Settings], Encode]
     files: Callable[[Settings], Iterable[Path]]
 
 

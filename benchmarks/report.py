@@ -108,6 +108,3 @@ def sections(name: str, report: Report) -> Iterator[str]:
     if columns := tables.footprint_columns(report):
         yield f"### Disk, start and memory\n\n{tables.table(list(columns[0].values), columns)}"
         yield f"### Agreement of the outputs\n\n{tables.agreement(report)}"
-    if "breakdown" in report:
-        yield f"### Where the time goes\n\n{tables.breakdown(report)}"
-    yield f"<details><summary>A table for each scenario</summary>\n\n{tables.detail(report)}\n\n</details>"

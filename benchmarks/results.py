@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 Report = dict[str, Any]
 
 RESULTS = Path(__file__).parent / "results"
@@ -21,13 +19,12 @@ class Timing:
 
     Attributes
     ----------
-    p50, p95 : seconds of a call
+    p50 : seconds of a call, the median
     tokens_per_s : by the median call, or by the clock on the wall where several clients call
     turns : the median of each turn, in seconds
     """
 
     p50: float
-    p95: float
     tokens_per_s: float
     turns: list[float]
 
@@ -52,12 +49,11 @@ def timings(report: Report, scenario: str) -> dict[str, Timing]:
         if "seconds" not in cell or "not_run" in encoder:
             continue
         calls = [seconds for turn in cell["seconds"] for seconds in turn]
-        p50, p95 = np.percentile(calls, [50, 95]).tolist()
+        p50 = statistics.median(calls)
         n_tokens = described["n_tokens"] / (described["n_texts"] if described["is_single"] else 1)
         per_call = sum(cell["wall_s"]) / len(calls) if described["n_clients"] > 1 else p50
         found[label] = Timing(
             p50=p50,
-            p95=p95,
             tokens_per_s=n_tokens / per_call,
             turns=[statistics.median(turn) for turn in cell["seconds"]],
         )

@@ -14,7 +14,7 @@ from benchmarks import tables
 from benchmarks.comparison import Comparison, Encoder, choose_encoders
 from benchmarks.peer import Settings, cpu_flags
 from benchmarks.results import FIRST, RESULTS, failures
-from benchmarks.workload import MIX, NAMES, QUERY, QUICK, make_scenario
+from benchmarks.workload import MIX, NAMES, QUICK, make_scenario
 from bgem3.runtime.artifact import OUTPUTS, Artifact, is_artifact, read_artifact
 from bgem3.runtime.bench import ExactTexts
 from bgem3.runtime.cpus import available_cpus
@@ -128,7 +128,7 @@ def compare(options: argparse.Namespace, artifact: Artifact, encoders: Sequence[
     tokenizer = TextTokenizer(artifact.folder / "tokenizer.json", spec)
     known = Reference.load(artifact.folder).texts
     exact = ExactTexts(tokenizer, spec, known)
-    names = {QUERY: 0, MIX: 0} | dict.fromkeys(name for name in NAMES if name in options.scenarios)
+    names = [name for name in NAMES if name in (MIX, *options.scenarios)]
     scenarios = {name: make_scenario(name, exact, tokenizer, spec.max_length, n_turns) for name in names}
     paths = {"artifact": artifact.folder, "checkpoint": options.checkpoint, "portable": artifact.folder / "portable"}
     settings: Settings = {
@@ -142,9 +142,9 @@ def compare(options: argparse.Namespace, artifact: Artifact, encoders: Sequence[
         "settings": {"model": vars(spec), "weights": options.weights, "n_turns": n_turns, "timeout_s": options.timeout},
         "scenarios": {name: {**scenarios[name], "texts": None} for name in names if name in options.scenarios},
     }
-    comparison = Comparison(
-        report,
-        options.output,
+    Comparison(
+        report=report,
+        path=options.output,
         encoders=encoders,
         scenarios=scenarios,
         settings=settings,
@@ -152,6 +152,5 @@ def compare(options: argparse.Namespace, artifact: Artifact, encoders: Sequence[
         environments=options.environments,
         n_turns=n_turns,
         timeout=options.timeout,
-    )
-    comparison.run()
+    ).run()
     return report

@@ -37,9 +37,9 @@ class Column:
         return [(shown | bold).get(label, "–") for label in labels]
 
 
-def table(labels: Sequence[str], columns: Sequence[Column], corner: str = "encoder") -> str:
+def table(labels: Sequence[str], columns: Sequence[Column]) -> str:
     """Write a table with a row for each label."""
-    rows = [[corner, *(column.title for column in columns)], ["---"] + ["--:"] * len(columns)]
+    rows = [["encoder", *(column.title for column in columns)], ["---"] + ["--:"] * len(columns)]
     rows += [list(row) for row in zip(labels, *(column.cells(labels) for column in columns), strict=True)]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows)
 
@@ -113,44 +113,6 @@ def agreement(report: Report) -> str:
     names = dict.fromkeys(name for found in encoders.values() for name in found)
     values = {name: {label: found[name] for label, found in encoders.items() if name in found} for name in names}
     return table(list(encoders), [Column(name.replace("_", " "), values[name], "{:.5f}".format) for name in names])
-
-
-def breakdown(report: Report) -> str:
-    """Write what share of a call each kind of operator takes."""
-    parts = []
-    for label, scenarios in report["breakdown"].items():
-        totals = {name: sum(spent.values()) for name, spent in scenarios.items()}
-        shown = {
-            name: {part: f"{seconds(value)}, {value / totals[name]:.0%}" for part, value in spent.items()}
-            for name, spent in scenarios.items()
-        }
-        operators = dict.fromkeys(part for spent in scenarios.values() for part in spent)
-        columns = [Column(name, cells | {"all": seconds(totals[name])}) for name, cells in shown.items()]
-        parts.append(table([*operators, "all"], columns, corner=label))
-    return "\n\n".join(parts)
-
-
-def detail(report: Report) -> str:
-    """Write a table for each scenario, with all that was measured."""
-    parts, first = [], first_encoder(report)
-    for name, scenario in report["scenarios"].items():
-        found, chosen, beside = timings(report, name), {}, {first: ""}
-        for label, turns in ratios(report, name).items():
-            median, *ends = map(digits, (statistics.median(turns), min(turns), max(turns)))
-            beside[label] = f"{median}x ({' to '.join(ends)})"
-        for label in found:
-            cell = report["encoders"][label]["scenarios"][name]
-            chosen[label] = " ".join([str(cell["batch_size"]), cell["variant"]]).strip()
-        columns = [
-            Column("p50", {label: each.p50 for label, each in found.items()}, seconds, min),
-            Column("p95", {label: each.p95 for label, each in found.items()}, seconds, min),
-            _rates("tokens/s", report, name),
-            Column(f"times as long as {first}", beside),
-            Column("batch size, variant", chosen),
-        ]
-        title = f"**{name}**: {scenario['title']} ({scenario['n_texts']} texts, {scenario['n_tokens']:,} tokens)"
-        parts.append(f"{title}\n\n{table(fastest(report, [name]), columns)}")
-    return "\n\n".join(parts)
 
 
 def _rates(title: str, report: Report, name: str) -> Column:

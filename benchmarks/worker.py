@@ -4,12 +4,11 @@ The first line of standard input is a job in JSON; the answers are lines of JSON
 process, and the last line on standard error says what it was.
 
     {"prepare": true, ...}      write what the encoder loads; answer its size on disk
-    {"check": {...}, ...}       open it, write its outputs, and choose its settings: two answers
-    {"scenarios": [...], ...}   open it, and time it on each scenario: one answer for opening, one for each scenario
+    {"check": SCENARIO, ...}    open it; then write its outputs, and choose its batch size
+    {"scenarios": [...], ...}   open it; then time it on each scenario
 """
 
 import contextlib
-import gc
 import importlib.metadata
 import itertools
 import json
@@ -25,87 +24,72 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.peer import Encoded, Peer, Settings
+from benchmarks.peer import Encode, Encoded, Peer, Settings
 from benchmarks.peers import PEERS
 
 QUERY = "What is BM25?"
 MUCH_SLOWER = 1.25  # times as slow as the best: no larger batch is tried, since it would be slower still
-ONCE = 3.0  # seconds; a longer call is timed once while choosing settings, a shorter one three times
+ONCE = 3.0  # seconds; a longer call is timed once while choosing a batch size, a shorter one three times
 FEW_TOKENS = 1100  # estimated as characters / 4; a smaller scenario is encoded once before the clock starts
 
 
-class OpenEncoder:
-    """An encoder, open in one of its variants at a time."""
+def open_encoder(peer: Peer, settings: Settings) -> Encode:
+    """Return an encoder that leaves out the heads that it lacks, and serves one thread at a time where it must."""
+    encode = peer.open(settings)
+    lock: Any = contextlib.nullcontext() if peer.is_thread_safe else threading.Lock()
 
-    def __init__(self, peer: Peer, settings: Settings, variant: str) -> None:
-        self._peer, self._settings = peer, settings
-        self._variant, self._encode = variant, peer.open(settings, variant)
-        self._lock: Any = contextlib.nullcontext() if peer.is_thread_safe else threading.Lock()
+    def call(texts: list[str], outputs: tuple[str, ...], batch_size: int) -> Encoded:
+        with lock:
+            return encode(texts, tuple(head for head in outputs if head in peer.outputs), batch_size)
 
-    def __call__(self, texts: list[str], outputs: list[str] | tuple[str, ...], batch_size: int) -> Encoded:
-        """Encode texts with the heads asked for that the encoder has."""
-        heads = tuple(head for head in outputs if head in self._peer.outputs)
-        with self._lock:
-            return self._encode(texts, heads, batch_size)
+    return call
 
-    def switch(self, variant: str) -> bool:
-        """Open a variant in place of the open one, since there is memory for one; return whether it was another."""
-        if variant == self._variant:
-            return False
-        del self._encode
-        gc.collect()
-        self._variant, self._encode = variant, self._peer.open(self._settings, variant)
-        return True
 
-    def save(self, scenario: dict[str, Any], path: str) -> None:
-        """Write the outputs: dense (N, D), vectors (V, M) of all texts, and lexical weights (N, vocabulary)."""
-        found = self(scenario["texts"], scenario["outputs"], self._peer.batch_sizes[:2][-1])
-        arrays: dict[str, Any] = {"dense": found.dense}
-        if found.multivector is not None:
-            arrays["multivector"] = np.concatenate(list(found.multivector))
-        if found.lexical is not None:
-            arrays["sparse"] = np.zeros((len(scenario["texts"]), self._settings["vocab_size"]), np.float32)
-            for row, weights in zip(arrays["sparse"], found.lexical(), strict=True):
-                row[[int(token) for token in weights]] = list(weights.values())
-        np.savez(path, **arrays)
+def save(encode: Encode, scenario: dict[str, Any], vocab_size: int) -> None:
+    """Write the outputs: dense (N, D), the multi-vectors of all texts (V, M), and lexical weights (N, vocabulary)."""
+    found = encode(scenario["texts"], scenario["outputs"], scenario["batch_size"])
+    arrays: dict[str, Any] = {"dense": found.dense}
+    if found.multivector is not None:
+        arrays["multivector"] = np.concatenate(list(found.multivector))
+    if found.lexical is not None:
+        arrays["sparse"] = np.zeros((len(scenario["texts"]), vocab_size), np.float32)
+        for row, weights in zip(arrays["sparse"], found.lexical(), strict=True):
+            row[[int(token) for token in weights]] = list(weights.values())
+    np.savez(scenario["path"], **arrays)
 
-    def tune(self, scenario: dict[str, Any]) -> dict[str, Any]:
-        """Return the fastest variant and batch size for a scenario's texts, and the seconds of all that were tried."""
-        tried: dict[tuple[str, int], float] = {}
-        texts = scenario["texts"]
-        for variant in self._peer.variants(self._settings):
-            self.switch(variant)
-            for size in sorted({min(size, len(texts)) for size in self._peer.batch_sizes}):
-                tried[variant, size] = quickest(partial(self, texts, scenario["outputs"], size))
-                if tried[variant, size] > MUCH_SLOWER * min(tried.values()):
-                    break
-        variant, size = min(tried, key=lambda choice: tried[choice])
-        seconds = {f"{named} {n}".strip(): value for (named, n), value in tried.items()}
-        return {"variant": variant, "batch_size": size, "tried_seconds": seconds}
 
-    def run(self, scenario: dict[str, Any]) -> dict[str, Any]:
-        """Return the seconds of each call, and of all together; the clients share the calls."""
-        texts, n_clients = scenario["texts"], scenario["n_clients"]
-        calls = itertools.cycle([[text] for text in texts] if scenario["is_single"] else [texts])
-        numbers, lock = itertools.count(), threading.Lock()
-        times: list[float] = []
+def tune(encode: Encode, scenario: dict[str, Any], batch_sizes: tuple[int, ...]) -> dict[int, float]:
+    """Return the seconds that a scenario's texts take by batch size; much slower ones end the search."""
+    tried: dict[int, float] = {}
+    for size in batch_sizes:
+        if tried and (tried[max(tried)] > MUCH_SLOWER * min(tried.values()) or max(tried) >= len(scenario["texts"])):
+            break
+        tried[size] = quickest(partial(encode, scenario["texts"], scenario["outputs"], size))
+    return tried
 
-        def call() -> float:
-            with lock:
-                batch = next(calls)
-            return seconds_of(partial(self, batch, scenario["outputs"], scenario["batch_size"]))
 
-        def client(_: int) -> None:
-            while next(numbers) < scenario["n_calls"] and (not times or time.perf_counter() < deadline):
-                times.append(call())
+def run(encode: Encode, scenario: dict[str, Any]) -> dict[str, Any]:
+    """Return the seconds of each call, and of all together; the clients share the calls."""
+    texts, n_clients = scenario["texts"], scenario["n_clients"]
+    calls = itertools.cycle([[text] for text in texts] if scenario["is_single"] else [texts])
+    numbers, lock = itertools.count(), threading.Lock()
+    times: list[float] = []
 
-        is_new = self.switch(scenario["variant"])
-        if is_new or scenario["is_single"] or sum(map(len, texts)) // 4 <= FEW_TOKENS:
-            call()
-        deadline = time.perf_counter() + scenario["most_seconds"]
-        with ThreadPoolExecutor(n_clients) as pool:
-            wall = seconds_of(lambda: list(pool.map(client, range(n_clients))))
-        return {"seconds": times, "wall_s": wall}
+    def call() -> float:
+        with lock:
+            batch = next(calls)
+        return seconds_of(partial(encode, batch, scenario["outputs"], scenario["batch_size"]))
+
+    def client(_: int) -> None:
+        while next(numbers) < scenario["n_calls"] and (not times or time.perf_counter() < deadline):
+            times.append(call())
+
+    if scenario["is_single"] or sum(map(len, texts)) // 4 <= FEW_TOKENS:
+        call()
+    deadline = time.perf_counter() + scenario["most_seconds"]
+    with ThreadPoolExecutor(n_clients) as pool:
+        wall = seconds_of(lambda: list(pool.map(client, range(n_clients))))
+    return {"seconds": times, "wall_s": wall}
 
 
 def seconds_of(call: Callable[[], object]) -> float:
@@ -145,14 +129,14 @@ def main() -> None:
         answer(disk_bytes=sum(path.stat().st_size for path in peer.files(settings)), versions=versions(peer.packages))
     else:
         start = time.perf_counter()
-        encoder = OpenEncoder(peer, settings, job["variant"] or peer.variants(settings)[0])
+        encode = open_encoder(peer, settings)
         load_s = time.perf_counter() - start
-        answer(load_s=load_s, first_s=seconds_of(partial(encoder, [QUERY], peer.outputs, 1)))
+        answer(load_s=load_s, first_s=seconds_of(partial(encode, [QUERY], peer.outputs, 1)))
     if check := job.get("check"):
-        encoder.save(check["compare"], check["path"])
-        answer(tuned={name: encoder.tune(scenario) for name, scenario in check["tune"].items()})
+        save(encode, check, settings["vocab_size"])
+        answer(tried_seconds=tune(encode, check, peer.batch_sizes))
     for scenario in job.get("scenarios", ()):
-        answer(**encoder.run(scenario))
+        answer(**run(encode, scenario))
     sys.stdin.read()
 
 

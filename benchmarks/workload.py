@@ -9,12 +9,10 @@ from bgem3.runtime.tokenizer import TextTokenizer
 Scenario = dict[str, Any]
 """``title`` and ``group``; ``texts``, their number ``n_texts`` and ``n_tokens``; ``outputs``, the heads asked for;
 ``is_single``, whether each call encodes one text and not all; ``n_clients``, the threads that call at the same time;
-``tuned_as``, the scenario whose chosen variant it takes; ``n_turns``, in how many turns it runs."""
+``batch_size``, None where each encoder's best one is taken; ``n_turns``, in how many turns it runs."""
 
-QUERY, MIX = "query 16", "mix"
-"""The scenarios on which batch sizes and variants are chosen: one text at a time, and many at once."""
-
-QUICK = (QUERY, f"{QUERY} dense", "clients 4", "8x128", MIX, f"{MIX} dense")
+MIX = "mix"  # the scenario on which outputs are compared and batch sizes are chosen
+QUICK = ("query 16", "query 16 dense", "clients 4", "8x128", MIX, f"{MIX} dense")
 NAMES = (
     *(f"query {n_tokens}{heads}" for n_tokens in (8, 16, 32) for heads in ("", " dense")),
     *("clients 1", "clients 4", "clients 16", "1x128", "8x16", "8x128", "1x512", "4x512"),
@@ -64,7 +62,7 @@ def make_scenario(name: str, exact: ExactTexts, tokenizer: TextTokenizer, max_le
         "outputs": ("dense",) if name.endswith("dense") else ALL_HEADS,
         "is_single": kind in ("query", "clients"),
         "n_clients": count if kind == "clients" else 1,
-        "tuned_as": MIX if group in ("bulk", "rerank") else QUERY,
+        "batch_size": None if group in ("bulk", "rerank") else n_texts if group == "shapes" else 1,
         "n_turns": 1 if group in ("long", "rerank") else n_turns,
         "n_texts": len(texts),
         "n_tokens": int(tokenizer(texts, max_length).lengths.sum()),

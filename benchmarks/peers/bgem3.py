@@ -5,7 +5,7 @@ from pathlib import Path
 from benchmarks.peer import Encode, Encoded, Peer, Settings
 
 
-def open_bgem3(settings: Settings, _: str) -> Encode:
+def open_bgem3(settings: Settings) -> Encode:
     """Load the artifact as users do."""
     from bgem3.runtime import BGEM3Model
 

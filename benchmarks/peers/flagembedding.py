@@ -5,7 +5,7 @@ from typing import Any
 from benchmarks.peer import TORCH, Encode, Encoded, Peer, Settings, checkpoint_files
 
 
-def open_flagembedding(settings: Settings, _: str) -> Encode:
+def open_flagembedding(settings: Settings) -> Encode:
     """Load the checkpoint."""
     import torch
     from FlagEmbedding import BGEM3FlagModel

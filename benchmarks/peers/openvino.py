@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,16 +33,16 @@ def prepare(settings: Settings) -> None:
     openvino.save_model(quantized, folder / "model.xml")
 
 
-def open_openvino(settings: Settings, variant: str) -> Encode:
+def open_openvino(hint: str, settings: Settings) -> Encode:
     """Compile with dynamic shapes: a request for each calling thread for one batch, a queue for several batches."""
     import openvino
 
     require_bf16(settings)
-    hint, floats = variant.split()
-    path = Path(settings["files"], "model.xml")
-    if settings["precision"] != "int8":
-        path = Path(settings["portable"], "model.onnx")
-    options = {"PERFORMANCE_HINT": hint, "INFERENCE_PRECISION_HINT": floats}
+    path, options = Path(settings["portable"], "model.onnx"), {"PERFORMANCE_HINT": hint}
+    if settings["precision"] == "int8":
+        path = Path(settings["files"], "model.xml")
+    else:
+        options["INFERENCE_PRECISION_HINT"] = {"fp32": "f32", "bf16": "bf16"}[settings["precision"]]
     compiled = openvino.Core().compile_model(path, "CPU", options | {"INFERENCE_NUM_THREADS": settings["threads"]})
     queue, lock, local = openvino.AsyncInferQueue(compiled), threading.Lock(), threading.local()
 
@@ -66,33 +67,25 @@ def open_openvino(settings: Settings, variant: str) -> Encode:
     return padded_encoder(settings, forward)
 
 
-def variants(settings: Settings) -> list[str]:
-    """Return performance hints with the float types that this CPU computes in."""
-    import openvino
-
-    floats = ["bf16"] if settings["precision"] == "bf16" else ["f32"]
-    if settings["precision"] == "int8":
-        has_bf16 = "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-        floats += ["bf16"] * has_bf16
-    return [f"{hint} {name}" for hint in ("LATENCY", "THROUGHPUT") for name in floats]
-
-
 def _files(settings: Settings) -> list[Path]:
     return list(Path(settings["files" if settings["precision"] == "int8" else "portable"]).iterdir())
 
 
-PEERS = (
+PEERS = tuple(
     Peer(
-        name="openvino",
-        label="OpenVINO",
+        name=name,
+        label=label,
         environment="openvino",
         packages=("openvino==2026.4.1", "nncf", "onnx", "tokenizers", "numpy"),
         modules=("openvino", "tokenizers"),
         precisions=("fp32", "bf16", "int8"),
         needs=("portable",),
-        variants=variants,
         prepare=prepare,
-        open=open_openvino,
+        open=partial(open_openvino, hint),
         files=_files,
-    ),
+    )
+    for name, label, hint in (
+        ("openvino", "OpenVINO", "LATENCY"),
+        ("openvino-throughput", "OpenVINO, throughput mode,", "THROUGHPUT"),
+    )
 )

@@ -27,7 +27,7 @@ def prepare(settings: Settings) -> None:
     np.savez(folder / "heads.npz", **heads)
 
 
-def open_optimum(settings: Settings, _: str) -> Encode:
+def open_optimum(settings: Settings) -> Encode:
     """Open the exported graph."""
     import onnxruntime
 

@@ -52,7 +52,7 @@ class Model:
         return [compute[name]() for name in outputs]
 
 
-def open_padded(attention: str, settings: Settings, _: str) -> Encode:
+def open_padded(attention: str, settings: Settings) -> Encode:
     """Open transformers' model with one kind of attention."""
     import torch
 
@@ -69,7 +69,7 @@ def open_padded(attention: str, settings: Settings, _: str) -> Encode:
     return padded_encoder(settings, forward)
 
 
-def open_packed(settings: Settings, _: str) -> Encode:
+def open_packed(settings: Settings) -> Encode:
     """Open a loop of our own over the tokens of all texts in a row, which computes no padding.
 
     Attention is `torch.nn.attention.varlen.varlen_attn` (flash attention; PyTorch 2.10 or newer) on CUDA, and text by

@@ -26,7 +26,7 @@ def prepare(settings: Settings) -> None:
         path.unlink()
 
 
-def open_sentence_transformers(settings: Settings, _: str) -> Encode:
+def open_sentence_transformers(settings: Settings) -> Encode:
     """Open the quantized graph."""
     import onnxruntime
     from sentence_transformers import SentenceTransformer

@@ -39,7 +39,7 @@ class Processes:
         yield {"load_s": 0.25, "first_s": 0.125} | memory
         if "check" in job:
             np.savez(job["check"]["path"], dense=[self.dense.get(peer.name, [1.0, 0.0])])
-            yield {"tuned": {name: {"variant": "fast", "batch_size": 4} for name in job["check"]["tune"]}}
+            yield {"tried_seconds": {"1": 2.0, "4": 1.0, "8": 2.0}}
         for scenario in job.get("scenarios", ()):
             if scenario["title"].startswith(self.broken or "nothing"):
                 raise EncoderError("MemoryError (exit status 1)")
@@ -70,6 +70,7 @@ def test_encoders_are_bgem3_in_its_precisions_and_then_the_peers_named() -> None
     assert [encoder.label for encoder in chosen] == [*labels, "OpenVINO bf16"]
     everyone = choose_encoders(["all"], ["int8"])
     assert {encoder.peer.name for encoder in everyone} == set(PEERS)
+    assert [encoder.label for encoder in everyone if encoder.peer.name == "bgem3"] == ["bgem3 int8"]
     assert len({encoder.label for encoder in everyone}) == len(everyone)
 
 

@@ -55,12 +55,12 @@ def test_a_peer_computes_what_bgem3_computes(name: str, settings: Settings, rand
         pytest.skip(f"{missing} cannot be imported here")
     for _ in range(2):  # what is there is taken as it is
         peer.prepare(settings)
-    assert_equals_bgem3(peer.open(settings, peer.variants(settings)[0]), random_model)
+    assert_equals_bgem3(peer.open(settings), random_model)
     assert sum(path.stat().st_size for path in peer.files(settings)) > 10_000
 
 
 def test_pytorch_over_packed_tokens_computes_what_bgem3_computes(settings: Settings, random_model: BGEM3Model) -> None:
-    assert_equals_bgem3(pytorch.open_packed(settings, ""), random_model)
+    assert_equals_bgem3(pytorch.open_packed(settings), random_model)
 
 
 @pytest.mark.gpu
@@ -68,7 +68,7 @@ def test_pytorch_over_packed_tokens_is_close_to_bgem3_on_cuda(settings: Settings
     torch = importlib.import_module("torch")
     if not torch.cuda.is_available():
         pytest.skip("PyTorch sees no CUDA device")
-    encode = pytorch.open_packed(settings | {"device": "cuda:0", "precision": "fp16"}, "")
+    encode = pytorch.open_packed(settings | {"device": "cuda:0", "precision": "fp16"})
     found, expected = encode(TEXTS, ALL_HEADS, 1), random_model.encode(TEXTS)
     assert (found.dense * expected.dense).sum(1).min() > 0.999
     for ours, theirs in zip(expected.multivector, found.multivector or (), strict=True):

@@ -66,7 +66,7 @@ def rows(table: str) -> list[list[str]]:
 
 def test_seconds_become_medians_rates_and_ratios_to_bgem3(sample: Report) -> None:
     mix, clients = (timings(sample, name)["OpenVINO int8"] for name in ("mix", "clients 4"))
-    assert (mix.p50, mix.p95, mix.turns) == (4.0, pytest.approx(4.72), [pytest.approx(4.4), 4.0])
+    assert (mix.p50, mix.turns) == (4.0, [pytest.approx(4.4), 4.0])
     assert mix.tokens_per_s == 200 / 4.0
     assert clients.tokens_per_s == 100 * 3 / 8.0, "three calls of one text in eight seconds on the wall"
     assert ratios(sample, "mix")["bgem3 fp32"] == [2.0, 2.0]
@@ -92,12 +92,10 @@ def test_what_did_not_run_is_a_dash_and_stands_once_below_all_tables(sample: Rep
     assert next(row for row in rows(tables.overview(sample)) if row[0] == "OpenVINO int8")[2] == "–"
 
 
-def test_a_page_has_a_table_for_each_group_and_scenario(sample: Report) -> None:
+def test_a_page_has_a_table_for_each_group_and_says_how_it_was_measured(sample: Report) -> None:
     page = report.page({"cpu": sample})
     for title in ("One query at a time", "Several clients at once", "Batches of one length", "Disk, start and memory"):
         assert f"### {title}" in page
-    assert all(f"**{name}**: the scenario {name} (2 texts, 200 tokens)" in page for name in SCENARIOS)
-    assert "| bgem3 fp32 | 2.00 s | 2.36 s | 100 | 2.00x (2.00 to 2.00) | 8 f32 |" in page
     said = "A Processor, 2 threads; 24 layers of 1024, random weights; medians of up to 2 interleaved turns; other"
     assert f"{said} processes used up to 0.50 CPUs meanwhile; bgem3 1.2" in page.replace("bgem3 0.1.0", "bgem3 1.2")
     assert "A note." in page
