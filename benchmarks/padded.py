@@ -79,8 +79,3 @@ def lexical(token_ids: list[list[int]], sparse: Any, special_ids: list[int]) -> 
         ascending = sorted(zip(ids, weights.tolist(), strict=True), key=lambda pair: pair[1])
         texts.append({token: weight for token, weight in ascending if weight > 0 and token not in special_ids})
     return texts
-
-
-def normalize(vectors: NDArray[Any]) -> NDArray[Any]:
-    """Scale vectors (..., D) to unit length."""
-    return np.asarray(vectors / np.linalg.norm(vectors, axis=-1, keepdims=True))

@@ -103,8 +103,6 @@ def sections(name: str, report: Report) -> Iterator[str]:
     for group, title in GROUPS.items():
         if group in groups:
             yield f"### {title}\n\n{tables.group(report, group)}"
-    if "latency" in drawn:
-        yield drawn["latency"]
     if columns := tables.footprint_columns(report):
         yield f"### Disk, start and memory\n\n{tables.table(list(columns[0].values), columns)}"
         yield f"### Agreement of the outputs\n\n{tables.agreement(report)}"

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.padded import Feeds, normalize, padded_encoder
+from benchmarks.padded import Feeds, padded_encoder
 from benchmarks.peer import TORCH, Encode, Peer, Settings
 
 
@@ -40,6 +40,9 @@ def open_optimum(settings: Settings) -> Encode:
 
     def linear(name: str, hidden: NDArray[Any]) -> NDArray[Any]:
         return np.asarray(hidden @ heads[f"{name}.weight"].T + heads[f"{name}.bias"])
+
+    def normalize(vectors: NDArray[Any]) -> NDArray[Any]:
+        return np.asarray(vectors / np.linalg.norm(vectors, axis=-1, keepdims=True))
 
     def forward(batches: Iterable[Feeds], outputs: tuple[str, ...]) -> Iterator[list[NDArray[Any]]]:
         for feeds in batches:
