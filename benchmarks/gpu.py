@@ -32,12 +32,12 @@ from rich.table import Table
 from benchmarks.peers import pytorch
 from bgem3.runtime.artifact import OUTPUTS, ModelSpec, read_artifact
 from bgem3.runtime.bench import Effort, ExactTexts, measure, passages, seconds_of
-from bgem3.runtime.cpu_session import onnxruntime_errors
 from bgem3.runtime.cpus import available_cpus
 from bgem3.runtime.device import check_device, require_cuda
 from bgem3.runtime.machine import describe_machine, memory_in_use
 from bgem3.runtime.model import BGEM3Model
-from bgem3.runtime.parity import Reference
+from bgem3.runtime.ort import onnxruntime_errors
+from bgem3.runtime.reference import Reference
 from bgem3.runtime.tokenizer import TextTokenizer
 
 KERNEL_LOG = "ORT_ENABLE_ATTENTION_KERNEL_DEBUG_INFO"  # ONNX Runtime reads it when it opens a session

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch.nn.functional import gelu, linear, normalize, relu, scaled_dot_product_attention
 
 from bgem3.export.checkpoint import BGEM3Torch, Checkpoint
-from bgem3.runtime.cpu_session import OUTPUTS, Output
+from bgem3.runtime.heads import OUTPUTS, Output
 from bgem3.runtime.packing import PackedBatch, pack, plan_batches
 from bgem3.runtime.tokenizer import TextTokenizer
 

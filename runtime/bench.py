@@ -22,7 +22,7 @@ from bgem3.runtime.cpus import available_cpus
 from bgem3.runtime.device import open_encoder
 from bgem3.runtime.machine import describe_machine, memory_in_use
 from bgem3.runtime.model import BGEM3Model
-from bgem3.runtime.parity import Reference
+from bgem3.runtime.reference import Reference
 from bgem3.runtime.tokenizer import TextTokenizer
 
 LEAST_CALLS = 3  # timed calls of a workload, however long one takes: a median needs three

@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Group
 from rich.table import Column, Table
 
-from bgem3.runtime.cpu_session import onnxruntime_errors
+from bgem3.runtime.ort import onnxruntime_errors
 from bgem3.scoring.atomic_files import whole_file
 
 PARTS = ("matrix_rate", "parity", "attention_kernels", "memory", "breakdown", "scenarios")

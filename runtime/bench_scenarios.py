@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from bgem3.runtime.artifact import ModelSpec
 from bgem3.runtime.bench_workload import Effort, ExactTexts, encoder_flop, read_texts
-from bgem3.runtime.cpu_session import OUTPUTS, Output
+from bgem3.runtime.heads import OUTPUTS, Output
 from bgem3.runtime.tokenizer import TextTokenizer
 
 QUERY, MIX = "query 16", "mix"

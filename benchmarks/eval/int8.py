@@ -22,7 +22,7 @@ from bgem3.export import export_model
 from bgem3.export.quality_gate import compare_quality
 from bgem3.runtime import BGEM3Model, Embeddings
 from bgem3.runtime.artifact import read_artifact
-from bgem3.runtime.cpu_session import PROBE, CpuSession
+from bgem3.runtime.cpu_session import CpuSession
 from bgem3.runtime.cpus import available_cpus
 from bgem3.scoring.hybrid import score_matrix
 
@@ -63,7 +63,6 @@ def quantize_tensors(artifact: Path) -> None:
     nodes = onnx.load(source, load_external_data=False).graph.node
     heads = [node.name for node in nodes if {"sparse.weight", "multivector.weight"} & set(node.input)]
     quantize_dynamic(source, target, op_types_to_quantize=["MatMul"], per_channel=True, nodes_to_exclude=heads)
-    target.with_name(PROBE).write_bytes((artifact / "int8" / PROBE).read_bytes())  # for exact products on every CPU
 
 
 def evaluate(artifact: Path, texts: Texts) -> dict[str, dict[str, Any]]:
@@ -90,9 +89,11 @@ def open_kind(artifact: Path, kind: str) -> BGEM3Model:
     """Load a precision of the artifact, or the graph of `quantize_tensors`."""
     if kind != "per_tensor":
         return BGEM3Model.load(artifact, "cpu", kind)
-    path = artifact / kind / "cpu.onnx"
-    session = CpuSession(path, "fp32", n_threads=available_cpus(), kernels="none")
-    return BGEM3Model(read_artifact(artifact), session)
+    opened = read_artifact(artifact)
+    probe = opened.graph("int8", "cpu").probe  # for exact products on every CPU
+    assert probe
+    path, n_threads = artifact / kind / "cpu.onnx", available_cpus()
+    return BGEM3Model(opened, CpuSession(path, "fp32", opened.spec, n_threads=n_threads, probe=artifact / probe))
 
 
 if __name__ == "__main__":
