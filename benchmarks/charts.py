@@ -32,7 +32,7 @@ def charts_of(report: Report) -> dict[str, Chart]:
     """Return the data of each chart that a report has figures for, by name."""
     charts = {}
     for name, scenario, heads in (("throughput", "mix", "all heads"), ("throughput_dense", "mix dense", "dense alone")):
-        rates = {label: round(timing.tokens_per_s, 1) for label, timing in timings(report, scenario).items()}
+        rates = {label: round(timing.tokens_per_s, 3) for label, timing in timings(report, scenario).items()}
         bars = dict(sorted(rates.items(), key=lambda bar: -bar[1]))
         title = f"Tokens per second, {heads}; {machine(report)}"
         charts |= {name: {"title": title, "bars": bars}} if bars else {}

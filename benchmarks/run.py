@@ -19,7 +19,7 @@ from bgem3.runtime.artifact import OUTPUTS, Artifact, is_artifact, read_artifact
 from bgem3.runtime.bench import ExactTexts
 from bgem3.runtime.cpus import available_cpus
 from bgem3.runtime.machine import describe_machine
-from bgem3.runtime.parity import Reference
+from bgem3.runtime.reference import Reference
 from bgem3.runtime.tokenizer import TextTokenizer
 
 N_TURNS = 3
@@ -93,7 +93,7 @@ def find_artifact(options: argparse.Namespace) -> Path:
         return Path(options.artifact)
     options.checkpoint = options.checkpoint or options.work / "checkpoint"
     artifact = options.work / "artifact"
-    found = {precision for precision, _ in read_artifact(artifact).graphs} if is_artifact(artifact) else set()
+    found = {graph.precision for graph in read_artifact(artifact).graphs} if is_artifact(artifact) else set()
     if not found.issuperset(options.precisions):
         make_random = options.weights == "random"
         arguments = (options.checkpoint, artifact, tuple(options.precisions), make_random, options.quick)

@@ -19,7 +19,7 @@ from bgem3.export.checkpoint import Checkpoint, load_checkpoint, read_tokenizer_
 from bgem3.export.cpu_graph import build_cpu_graph
 from bgem3.export.cuda_graph import build_cuda_graph
 from bgem3.export.graph import save_graph
-from bgem3.export.int8 import FILE as INT8_FILE
+from bgem3.export.int8 import GRAPHS as INT8_GRAPHS
 from bgem3.export.int8 import write_int8
 from bgem3.export.native_graph import build_native_graph
 from bgem3.export.portable import export_portable
@@ -30,16 +30,17 @@ from bgem3.runtime.artifact import (
     MANIFEST,
     OUTPUTS,
     PRECISIONS,
+    WEIGHTS_FILE,
     Artifact,
     Output,
     check_artifact,
     is_artifact,
     sha256_of,
 )
-from bgem3.runtime.cpu_session import import_onnxruntime
-from bgem3.runtime.custom_ops import NATIVE_GRAPH
-from bgem3.runtime.parity import ParityError, Reference, check_graphs, check_parity
-from bgem3.runtime.portable_graph import PORTABLE, check_portable
+from bgem3.runtime.manifest import CUSTOM_GRAPH, PORTABLE_GRAPH, GraphEntry
+from bgem3.runtime.ort import import_onnxruntime
+from bgem3.runtime.parity import ParityError, check_graphs
+from bgem3.runtime.reference import Reference
 from bgem3.scoring.atomic_files import recover, whole_folder
 
 DTYPES: dict[str, type[np.float16] | type[np.float32]] = {"fp16": np.float16, "fp32": np.float32}
@@ -109,13 +110,13 @@ def export_model(
     checkpoint = load_checkpoint(source, cache_dir, outputs=outputs, heads_from=heads_from)
     with _new_folder(target, overwrite) as folder:
         (folder / "tokenizer.json").write_bytes(read_tokenizer_file(checkpoint.folder))
-        graphs: list[dict[str, str]] = []
+        graphs: list[GraphEntry] = []
         int8_report: dict[str, Any] | None = None
         for precision in precisions:
             if precision == "int8":
                 try:
                     int8_report = write_int8(checkpoint, folder, calibration, show_progress=show_progress)
-                    graphs.append({"precision": "int8", "device": "cpu", "file": INT8_FILE})
+                    graphs += INT8_GRAPHS
                 except ParityError as error:
                     if len(precisions) == 1:
                         raise
@@ -124,7 +125,8 @@ def export_model(
             else:
                 graphs += _write_precision(checkpoint, folder, precision, show_progress)
         if portable:
-            export_portable(checkpoint.model, folder / Path(PORTABLE).parent)
+            export_portable(checkpoint.model, folder / Path(PORTABLE_GRAPH).parent)
+            graphs.append(GraphEntry(precision="fp32", device="cpu", operators="standard", file=PORTABLE_GRAPH))
         reference = reference_outputs(checkpoint, parity_texts(checkpoint), show_progress=show_progress)
         reference.save(folder)
         manifest = _manifest(checkpoint, folder, graphs) | ({"int8": int8_report} if int8_report else {})
@@ -179,24 +181,28 @@ def _new_folder(target: Path, overwrite: bool) -> Iterator[Path]:
         raise OSError(error.errno or errno.EIO, f"writing {target} failed: {reason}; nothing was kept") from error
 
 
-def _write_precision(checkpoint: Checkpoint, folder: Path, precision: str, show_progress: bool) -> list[dict[str, str]]:
+def _write_precision(checkpoint: Checkpoint, folder: Path, precision: str, show_progress: bool) -> list[GraphEntry]:
     (folder / precision).mkdir()
     n_tensors = sum(1 for _ in encoder_tensors(checkpoint.model))
-    with WeightsFile(folder / precision / "weights.bin", DTYPES[precision]) as weights:
+    with WeightsFile(folder / precision / WEIGHTS_FILE, DTYPES[precision]) as weights:
         tensors = encoder_tensors(checkpoint.model)
         for name, values in tqdm(
             tensors, desc=f"{precision} weights", total=n_tensors, unit="tensor", disable=not show_progress
         ):
             weights.write(name, values)
-    graphs = {"cuda.onnx": build_cuda_graph, "cpu.onnx": build_cpu_graph, NATIVE_GRAPH: build_native_graph}
-    for file, build in graphs.items():
-        save_graph(build(checkpoint.spec, weights), folder / precision / file)
-    return [
-        {"precision": precision, "device": device, "file": f"{precision}/{device}.onnx"} for device in ("cuda", "cpu")
-    ]
+    graphs = []
+    for name, build, device, operators in (
+        ("cuda.onnx", build_cuda_graph, "cuda", "onnxruntime"),
+        ("cpu.onnx", build_cpu_graph, "cpu", "onnxruntime"),
+        (CUSTOM_GRAPH, build_native_graph, "cpu", "bgem3"),
+    ):
+        file = f"{precision}/{name}"
+        save_graph(build(checkpoint.spec, weights), folder / file)
+        graphs.append(GraphEntry(precision=precision, device=device, operators=operators, file=file))
+    return graphs
 
 
-def _manifest(checkpoint: Checkpoint, folder: Path, graphs: list[dict[str, str]]) -> dict[str, Any]:
+def _manifest(checkpoint: Checkpoint, folder: Path, graphs: list[GraphEntry]) -> dict[str, Any]:
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     held = checkpoint.model.outputs
     return {
@@ -204,7 +210,7 @@ def _manifest(checkpoint: Checkpoint, folder: Path, graphs: list[dict[str, str]]
         "model": vars(checkpoint.spec),
         **({} if held == OUTPUTS else {"outputs": list(held)}),
         "source": checkpoint.source,
-        "graphs": graphs,
+        "graphs": [graph.to_json() for graph in graphs],
         "files": {
             path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": sha256_of(path)}
             for path in paths
@@ -216,9 +222,7 @@ def _manifest(checkpoint: Checkpoint, folder: Path, graphs: list[dict[str, str]]
 
 def _verify(artifact: Artifact, reference: Reference, show_progress: bool) -> dict[str, dict[str, Any]]:
     """Compare every graph of the folder with the reference; raise ParityError if one misses its bounds."""
-    parity = check_graphs(artifact, lambda model: check_parity(model, reference, show_progress=show_progress))
-    if (artifact.folder / PORTABLE).is_file():
-        parity[PORTABLE] = check_portable(artifact, reference, show_progress=show_progress)
+    parity = check_graphs(artifact, reference, show_progress=show_progress)
     for file, report in parity.items():
         if report["missed"]:
             raise ParityError(f"{file} is too far from the checkpoint: {'; '.join(report['missed'])}")

@@ -20,15 +20,18 @@ from bgem3.export.quantization import Array, QuantizedWeight, groups, parts, qua
 from bgem3.export.sensitivity import output_sensitivities
 from bgem3.export.smoothing import fit_smoothings, smooth
 from bgem3.export.weights import WeightsFile, encoder_tensors
-from bgem3.runtime.artifact import Artifact
-from bgem3.runtime.cpu_session import PROBE
-from bgem3.runtime.custom_ops import NATIVE_GRAPH
+from bgem3.runtime.artifact import WEIGHTS_FILE, Artifact
 from bgem3.runtime.device import open_encoder
+from bgem3.runtime.manifest import CUSTOM_GRAPH, PROBE_GRAPH, GraphEntry
 from bgem3.runtime.model import BGEM3Model
 from bgem3.runtime.parity import ParityError, missed_bounds
 from bgem3.scoring import Embeddings
 
 FILE = "int8/cpu.onnx"
+GRAPHS = (
+    GraphEntry(precision="int8", device="cpu", operators="onnxruntime", file=FILE, probe=f"int8/{PROBE_GRAPH}"),
+    GraphEntry(precision="int8", device="cpu", operators="bgem3", file=f"int8/{CUSTOM_GRAPH}"),
+)
 SHARES_KEPT = (0.0, 0.05, 0.15, 0.35)  # of the groups, those kept in float32 in each attempt to pass the gate
 
 logger = logging.getLogger(__name__)
@@ -101,7 +104,7 @@ def _quantize(
 
 def _encode(checkpoint: Checkpoint, folder: Path, texts: list[str]) -> Embeddings:
     manifest = {"outputs": checkpoint.model.outputs}
-    artifact = Artifact(folder=folder, spec=checkpoint.spec, graphs={("int8", "cpu"): FILE}, manifest=manifest)
+    artifact = Artifact(folder=folder, spec=checkpoint.spec, graphs=GRAPHS, manifest=manifest)
     # ONNX Runtime's operators, which round more coarsely than ours: what passes holds for both graphs.
     with BGEM3Model(artifact, open_encoder(artifact, device="cpu", precision="int8", kernels="none")) as model:
         return model.encode(texts)
@@ -116,7 +119,7 @@ def _write(
 ) -> None:
     quantized = {f"{part}.weight" for group in groups(checkpoint.spec) if group not in kept for part in parts(group)}
     path = folder / FILE
-    with WeightsFile(path.with_name("weights.bin"), np.float32) as weights:
+    with WeightsFile(path.with_name(WEIGHTS_FILE), np.float32) as weights:
         for name, values in tensors.items():
             if name in quantized:
                 weight = rounded[name]
@@ -129,5 +132,5 @@ def _write(
             else:
                 weights.write(name, values, np.float16 if name == "embeddings.position" else np.float32)
     save_graph(build_cpu_graph(checkpoint.spec, weights), path)
-    save_graph(build_native_graph(checkpoint.spec, weights), path.with_name(NATIVE_GRAPH))
-    save_graph(build_probe(), path.with_name(PROBE))
+    save_graph(build_native_graph(checkpoint.spec, weights), path.with_name(CUSTOM_GRAPH))
+    save_graph(build_probe(), path.with_name(PROBE_GRAPH))

@@ -21,9 +21,9 @@ from optimum.utils import NormalizedTextConfig
 
 from bgem3.export.checkpoint import BGEM3Torch
 from bgem3.export.weights import WeightsFile
+from bgem3.runtime.artifact import WEIGHTS_FILE
 
 MODEL_FILE = "model.onnx"
-WEIGHTS_FILE = "weights.bin"
 OPSET = 17  # the first with LayerNormalization
 MAX_CONSTANT_SIZE = 8  # elements; the tracer's own constants are scalars, axes and shapes
 NORM_FLOOR = 1e-12  # torch.nn.functional.normalize's eps

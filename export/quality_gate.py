@@ -8,7 +8,6 @@ from numpy.typing import NDArray
 from bgem3.export.checkpoint import Checkpoint
 from bgem3.export.reference import reference_outputs
 from bgem3.runtime.artifact import OUTPUTS
-from bgem3.runtime.model import DEFAULT_WEIGHTS
 from bgem3.scoring import (
     Embeddings,
     MultiVectors,
@@ -18,6 +17,7 @@ from bgem3.scoring import (
     multivector_scores,
     sparse_scores,
 )
+from bgem3.scoring.hybrid import DEFAULT_WEIGHTS
 
 N_TOP_TOKENS = 5
 N_TOP_PASSAGES = 10

@@ -7,7 +7,7 @@ from scipy.sparse import csr_array
 from tqdm import tqdm
 
 from bgem3.export.checkpoint import Checkpoint
-from bgem3.runtime.parity import Reference
+from bgem3.runtime.reference import Reference
 
 VECTORS_PER_TEXT = 64  # multi-vectors kept per text, evenly spaced: 8 MB for BGE-M3, not 60
 

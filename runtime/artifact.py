@@ -1,28 +1,29 @@
-"""The artifact folder: its manifest, read and checked before anything is loaded from it."""
+"""The artifact folder, whose manifest and files are checked before anything is loaded from it."""
 
 import hashlib
 import json
 import os
 import stat
-from collections.abc import Container
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Any
 
-Output = Literal["dense", "sparse", "multivector"]
-OUTPUTS: tuple[Output, ...] = ("dense", "sparse", "multivector")
-FORMAT_VERSION = 1
+from bgem3.runtime.manifest import FORMAT_VERSION as FORMAT_VERSION
+from bgem3.runtime.manifest import OUTPUTS as OUTPUTS
+from bgem3.runtime.manifest import PRECISIONS as PRECISIONS
+from bgem3.runtime.manifest import READABLE_VERSIONS, check_reports, read_files, read_graphs, read_outputs, read_spec
+from bgem3.runtime.manifest import GraphEntry as GraphEntry
+from bgem3.runtime.manifest import ModelSpec as ModelSpec
+from bgem3.runtime.manifest import Output as Output
+
 MANIFEST = "manifest.json"
-PRECISIONS = ("fp16", "fp32", "int8")
-"""Precisions this version reads, the default first."""
-GRAPHS = (*((precision, device) for precision in ("fp16", "fp32") for device in ("cpu", "cuda")), ("int8", "cpu"))
-"""The precision and device of each graph that there may be."""
-TAKEN_BY_NAME = ("reference.npz", "portable/model.onnx")
-TAKEN_BESIDE_CPU_GRAPHS = ("native.onnx", "probe.onnx")
-"""Files that are used wherever they are found, so the manifest must list them."""
-MISSING = "copy the whole artifact folder again or export it again"
-MAX_MANIFEST_BYTES = 1 << 24  # a manifest takes some 10 KB
-MAX_SIZE = (1 << 31) - 1  # of a dimension or an id; ONNX Runtime's operators count in 32 bits
+TOKENIZER_FILE = "tokenizer.json"
+REFERENCE_FILE = "reference.npz"
+WEIGHTS_FILE = "weights.bin"
+"""The weights of all graphs of a folder, beside them."""
+
+COPY_AGAIN = "copy the whole artifact folder again or export it again"
+MAX_MANIFEST_BYTES = 1 << 24  # far above the 10 KB of a manifest, so that no other file is read as one
 
 
 class ArtifactError(ValueError):
@@ -30,55 +31,49 @@ class ArtifactError(ValueError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelSpec:
-    """Dimensions and special token ids of the exported model.
-
-    ``max_length`` counts tokens, CLS and EOS included; the ids are the checkpoint tokenizer's own.
-    ``multivector_size`` is 0 where the graphs have no such output.
-    """
-
-    hidden_size: int
-    n_layers: int
-    n_heads: int
-    intermediate_size: int
-    vocab_size: int
-    multivector_size: int
-    max_length: int
-    layer_norm_eps: float
-    cls_id: int
-    pad_id: int
-    eos_id: int
-    unk_id: int
-
-
-@dataclass(frozen=True, kw_only=True)
 class Artifact:
     """An artifact folder whose manifest has been checked.
 
-    ``graphs`` maps (precision, device) to the graph's path inside the folder.
+    Attributes
+    ----------
+    graphs : every graph of the folder
+    manifest : the manifest as it was read
     """
 
     folder: Path
     spec: ModelSpec
-    graphs: dict[tuple[str, str], str]
+    graphs: tuple[GraphEntry, ...]
     manifest: dict[str, Any]
 
     @property
     def outputs(self) -> tuple[Output, ...]:
-        """Return the outputs that every graph has; a manifest that does not list them has all three."""
-        return _read_outputs(self.manifest)
+        """Return the outputs that every graph has."""
+        return read_outputs(self.manifest)
 
-    def graph(self, precision: str | None, device: str) -> tuple[str, Path]:
-        """Return (precision, path) of the graph for a device; ``precision=None`` takes the first there is."""
+    def find_graph(self, precision: str | None, device: str, operators: str = "onnxruntime") -> GraphEntry | None:
+        """Return the graph for a device, or None; ``precision=None`` takes the first of PRECISIONS that there is."""
         for candidate in PRECISIONS if precision is None else (precision,):
-            if (candidate, device) in self.graphs:
-                return candidate, self.folder / self.graphs[candidate, device]
-        held = ", ".join(f"{p} on {d}" for p, d in sorted(self.graphs))
-        wanted = f"{precision or 'any precision'} on {device}"
-        raise ArtifactError(
-            f"{self.folder} has no graph for {wanted}, it has: {held}; "
-            "load one of these, or export the checkpoint again with the precision you need"
-        )
+            for graph in self.graphs:
+                if (graph.precision, graph.device, graph.operators) == (candidate, device, operators):
+                    return graph
+        return None
+
+    def graph(self, precision: str | None, device: str, operators: str = "onnxruntime") -> GraphEntry:
+        """Return the graph for a device as :meth:`find_graph` does, or raise ArtifactError."""
+        found = self.find_graph(precision, device, operators)
+        if found is None:
+            there = sorted({(graph.precision, graph.device) for graph in self.graphs if graph.operators == operators})
+            raise ArtifactError(
+                f"{self.folder} has no graph for {precision or 'any precision'} on {device}, it has: "
+                f"{', '.join(f'{precision} on {device}' for precision, device in there)}; "
+                "load one of these, or export the checkpoint again with the precision you need"
+            )
+        return found
+
+
+def verify_help(graph: Path) -> str:
+    """Say how to find out what is wrong with a graph of an artifact folder."""
+    return f"check the folder with `bgem3 verify {graph.parent.parent}`, or export the checkpoint again"
 
 
 def is_artifact(folder: Path) -> bool:
@@ -127,33 +122,29 @@ def read_artifact(folder: str | Path, *, check_hashes: bool = False) -> Artifact
 
 
 def check_artifact(folder: Path, manifest: Any, *, check_hashes: bool = False) -> Artifact:
-    """Check a folder against a manifest; as :func:`read_artifact`, which reads the manifest from the folder."""
+    """Check a folder against a manifest, as :func:`read_artifact` does."""
+    path = folder / MANIFEST
     if not isinstance(manifest, dict):
-        raise ArtifactError(
-            f"{folder / MANIFEST} holds a {type(manifest).__name__}, not an object; export the checkpoint again"
-        )
+        raise ArtifactError(f"{path} holds a {type(manifest).__name__}, not an object; export the checkpoint again")
     version = manifest.get("format_version")
-    if type(version) is not int or version != FORMAT_VERSION:
+    if type(version) is not int or version not in READABLE_VERSIONS:
         raise ArtifactError(
-            f"{folder / MANIFEST} has format version {version!r:.80}, this bgem3 reads {FORMAT_VERSION}; "
+            f"{path} has format version {version!r:.80}, this bgem3 reads {' and '.join(map(str, READABLE_VERSIONS))}; "
             "export the checkpoint again with this version, or install the version that wrote it"
         )
     try:
-        spec = _read_spec(_entry(manifest, "model", dict), _read_outputs(manifest))
-        graphs = _read_graphs(_entry(manifest, "graphs", list))
-        files = _read_files(_entry(manifest, "files", dict))
-        _check_reports(manifest)
+        spec, files = read_spec(manifest), read_files(manifest)
+        graphs = read_graphs(manifest, files)
+        check_reports(manifest)
     except (KeyError, TypeError, ValueError) as error:
         what = f"{error} is missing" if isinstance(error, KeyError) else error
-        raise ArtifactError(
-            f"{folder / MANIFEST} lacks an entry or has a wrong one: {what}; export the checkpoint again"
-        ) from None
-    unlisted = sorted({*graphs.values(), "tokenizer.json"} - files.keys())
+        raise ArtifactError(f"{path} lacks an entry or has a wrong one: {what}; export the checkpoint again") from None
+    used = {TOKENIZER_FILE, REFERENCE_FILE, *(file for graph in graphs for file in (graph.file, graph.probe) if file)}
+    unlisted = sorted(used - files.keys())
     if unlisted:
-        raise ArtifactError(f"{folder / MANIFEST} does not list {unlisted} among its files; export again")
+        raise ArtifactError(f"{path} does not list {unlisted} among its files; export again")
     for name, (size, sha256) in files.items():
         _check_file(folder, name, size, sha256 if check_hashes else None)
-    _check_unlisted(folder, graphs, files)
     return Artifact(folder=folder, spec=spec, graphs=graphs, manifest=manifest)
 
 
@@ -167,94 +158,6 @@ def _read_json(path: Path) -> Any:
     values = json.loads(path.read_text(encoding="utf-8-sig"))
     json.dumps(values, ensure_ascii=False).encode()  # escapes may spell what is not Unicode
     return values
-
-
-def _entry(values: Any, key: str, kind: type) -> Any:
-    """Return an entry of an object; KeyError or TypeError if it is not there or of another type."""
-    if not isinstance(values, dict):
-        raise TypeError(f"{values!r:.80} stands where an object with {key!r} is expected")
-    if type(values[key]) is not kind:
-        raise TypeError(f"{key} is {values[key]!r:.80}, expected {_KINDS[kind]}")
-    return values[key]
-
-
-_KINDS = {dict: "an object", list: "a list", str: "a text", int: "a whole number"}
-
-
-def _read_spec(values: dict[str, Any], outputs: tuple[Output, ...]) -> ModelSpec:
-    """Read the model's dimensions; KeyError, TypeError or ValueError if no model has such ones."""
-    unknown = sorted(values.keys() - {field.name for field in fields(ModelSpec)})
-    if unknown:
-        raise ValueError(f"model has {unknown}, which this version does not know")
-    for field in fields(ModelSpec):
-        may_be_0 = field.name.endswith("_id") or (field.name == "multivector_size" and "multivector" not in outputs)
-        value, low = values[field.name], 0 if may_be_0 else 1
-        if field.type is float:
-            if type(value) not in (int, float) or not 0 < value < 1:
-                raise TypeError(f"{field.name} is {value!r:.80}, expected a number between 0 and 1")
-        elif type(value) is not int or not low <= value <= MAX_SIZE:
-            raise TypeError(f"{field.name} is {value!r:.80}, expected a whole number from {low} to {MAX_SIZE}")
-    spec = ModelSpec(**values)
-    if spec.hidden_size % spec.n_heads:
-        raise ValueError(f"hidden_size is {spec.hidden_size}, which {spec.n_heads} heads (n_heads) do not divide")
-    if spec.max_length < 2:
-        raise ValueError(f"max_length is {spec.max_length}, expected at least 2: CLS and EOS")
-    ids = {name: getattr(spec, name) for name in ("cls_id", "pad_id", "eos_id", "unk_id")}
-    if len(set(ids.values())) < len(ids) or max(ids.values()) >= spec.vocab_size:
-        raise ValueError(f"the special ids are {ids}, expected four different ones below {spec.vocab_size}")
-    return spec
-
-
-def _read_outputs(manifest: dict[str, Any]) -> tuple[Output, ...]:
-    listed = manifest.get("outputs", OUTPUTS)
-    outputs = tuple(name for name in OUTPUTS if name in listed)
-    if "dense" not in outputs or list(outputs) != list(listed):
-        raise TypeError(f"outputs is {listed!r:.80}")
-    return outputs
-
-
-def _read_graphs(entries: list[Any]) -> dict[tuple[str, str], str]:
-    """Read the graphs' files by precision and device."""
-    graphs: dict[tuple[str, str], str] = {}
-    for entry in entries:
-        precision, device, file = (_entry(entry, key, str) for key in ("precision", "device", "file"))
-        if (precision, device) not in GRAPHS:
-            raise ValueError(f"there is no graph of {precision!r:.80} on {device!r:.80} in this format")
-        if (precision, device) in graphs:
-            raise ValueError(f"graphs has {precision} on {device} twice")
-        if not file.endswith(".onnx"):
-            raise ValueError(f"a graph's file is {file!r:.80}, expected a name that ends in .onnx")
-        graphs[precision, device] = file
-    return graphs
-
-
-def _read_files(entries: dict[str, Any]) -> dict[str, tuple[int, str]]:
-    """Read each file's size and SHA-256."""
-    files = {}
-    for name, entry in entries.items():
-        size, sha256 = _entry(entry, "size", int), _entry(entry, "sha256", str)
-        if size < 0 or len(sha256) != 64 or set(sha256) - set("0123456789abcdef"):
-            raise ValueError(f"{name!r:.80} has size {size} and SHA-256 {sha256!r:.80}")
-        files[name] = size, sha256
-    return files
-
-
-def _check_reports(manifest: dict[str, Any]) -> None:
-    """Check what is only shown: KeyError or TypeError if it is not as an export writes it."""
-    source = _entry(manifest, "source", dict)
-    _entry(source, "id", str)
-    if source["revision"] is not None:
-        _entry(source, "revision", str)
-    versions = _entry(manifest, "versions", dict)
-    for name in versions:
-        _entry(versions, name, str)
-    parity = _entry(manifest, "parity", dict)
-    for file in parity:
-        report = _entry(parity, file, dict)
-        published = _entry(report, "published", dict) if "published" in report else {}
-        for name, value in published.items():
-            if type(value) not in (int, float):
-                raise TypeError(f"{name} is {value!r:.80}, expected a number")
 
 
 def leads_out(name: str) -> bool:
@@ -289,25 +192,11 @@ def _check_regular(path: Path) -> None:
                 f"{path} is missing: it is a link to {os.readlink(path)}, which is not there; bring the file itself "
                 "(`git annex get`, `dvc pull`), or copy the whole artifact folder again with `cp -rL`"
             ) from None
-        raise ArtifactError(f"{path} is missing; {MISSING}") from None
+        raise ArtifactError(f"{path} is missing; {COPY_AGAIN}") from None
     except OSError as error:  # no permission, a loop of links, a name that is too long
-        raise ArtifactError(f"cannot read {path} ({error.strerror}); {MISSING}") from None
+        raise ArtifactError(f"cannot read {path} ({error.strerror}); {COPY_AGAIN}") from None
     if not stat.S_ISREG(mode):
-        raise ArtifactError(f"{path} is not a regular file; {MISSING}")
-
-
-def _check_unlisted(folder: Path, graphs: dict[tuple[str, str], str], listed: Container[str]) -> None:
-    """Raise ArtifactError if a file would be used that the manifest does not list: nothing vouches for it."""
-    names = [*TAKEN_BY_NAME]
-    for (_, device), file in graphs.items():
-        if device == "cpu":
-            names += [str(PurePosixPath(file).with_name(name)) for name in TAKEN_BESIDE_CPU_GRAPHS]
-    unlisted = sorted(name for name in names if name not in listed and os.path.lexists(folder / name))
-    if unlisted:
-        raise ArtifactError(
-            f"{folder} holds {unlisted}, which {MANIFEST} does not list: nothing tells whether they belong to this "
-            "artifact; remove them, or copy the artifact folder again"
-        )
+        raise ArtifactError(f"{path} is not a regular file; {COPY_AGAIN}")
 
 
 def pointer_help(path: Path) -> str | None:

@@ -22,12 +22,11 @@ from bgem3.runtime.cpus import available_cpus
 from bgem3.runtime.device import open_encoder
 from bgem3.runtime.machine import describe_machine, memory_in_use
 from bgem3.runtime.model import BGEM3Model
-from bgem3.runtime.parity import Reference
+from bgem3.runtime.reference import Reference
 from bgem3.runtime.tokenizer import TextTokenizer
 
 LEAST_CALLS = 3  # timed calls of a workload, however long one takes: a median needs three
 PASSAGE_TOKENS, PASSAGE_SPREAD = 168, 0.41  # median and log deviation of lengths, as of XQuAD's English passages
-LONGEST_WORD = 12  # characters; longer ones are sentences of languages written without spaces
 LEAST_SHARE = 0.01  # of a call's time; the table leaves out smaller ones, which would be most of its rows
 CONTROL_FLOW = ("If", "Loop")  # operators whose time holds that of the operators inside, which are listed too
 
@@ -71,11 +70,11 @@ class ExactTexts:
     Parameters
     ----------
     tokenizer, spec : the model's; the counts of words add up, because no token crosses a space
-    sentences : where the words come from
+    sentences : where the words come from; words of other scripts than Latin, and with marks, are left out
     """
 
     def __init__(self, tokenizer: TextTokenizer, spec: ModelSpec, sentences: Sequence[str]) -> None:
-        words = sorted({word for text in sentences for word in text.split() if len(word) <= LONGEST_WORD})
+        words = sorted({word for text in sentences for word in text.split() if word.isascii() and word.isalpha()})
         counts = tokenizer(words, spec.max_length).lengths - 2
         self._words = [(word, n) for word, n in zip(words, counts.tolist(), strict=True) if n] or [("a", 1)]
         self._short_words = [word for word, n in self._words if n == 1] or ["a"]

@@ -18,16 +18,17 @@ from tqdm import tqdm
 from bgem3.runtime.artifact import PRECISIONS, read_artifact
 from bgem3.runtime.bench import bench_table
 from bgem3.runtime.bench import run_bench as measure
-from bgem3.runtime.cpu_session import OUTPUTS
 from bgem3.runtime.device import check_device
-from bgem3.runtime.model import DEFAULT_WEIGHTS, BGEM3Model, check_whole_number
-from bgem3.runtime.parity import Reference, check_graphs, check_parity
-from bgem3.runtime.portable_graph import PORTABLE, check_portable
-from bgem3.runtime.published_values import HUB_ID, compare_published, missed_published
+from bgem3.runtime.heads import OUTPUTS
+from bgem3.runtime.model import BGEM3Model, check_whole_number
+from bgem3.runtime.parity import check_graphs
+from bgem3.runtime.published_values import HUB_ID
+from bgem3.runtime.reference import Reference
 from bgem3.runtime.text_lines import open_lines, read_texts
 from bgem3.runtime.tokenizer import cut_texts
 from bgem3.runtime.writers import check_suffix, write_file, write_jsonl
 from bgem3.scoring.atomic_files import whole_file
+from bgem3.scoring.hybrid import DEFAULT_WEIGHTS
 
 TEXTS_PER_CHUNK = 4096  # encoded at once: enough to group by length
 CHARACTERS_PER_CHUNK = 500_000  # multi-vectors take about 1 KB a character
@@ -127,16 +128,14 @@ def run_verify(arguments: argparse.Namespace) -> int:
     reference = Reference.load(artifact.folder)
     is_published = arguments.published or (artifact.manifest["source"]["id"] == HUB_ID and artifact.outputs == OUTPUTS)
 
-    def check(model: BGEM3Model) -> dict[str, Any]:
-        report = check_parity(model, reference, show_progress=_has_progress(arguments))
-        if is_published:
-            report["published"] = compare_published(model)
-            report["missed"] += missed_published(report["published"], model.precision)
-        return report
-
-    reports = check_graphs(artifact, check, precision=arguments.precision, n_threads=arguments.threads)
-    if arguments.precision is None and (artifact.folder / PORTABLE).is_file():
-        reports[PORTABLE] = check_portable(artifact, reference, show_progress=_has_progress(arguments))
+    reports = check_graphs(
+        artifact,
+        reference,
+        precision=arguments.precision,
+        n_threads=arguments.threads,
+        has_published_values=is_published,
+        show_progress=_has_progress(arguments),
+    )
     if not reports:
         raise ValueError(f"{artifact.folder} has no {arguments.precision} graph; `bgem3 info` lists what it has")
     _show(arguments, reports, _parity_table(reports))

@@ -1,8 +1,8 @@
-"""Request coalescing: calls that wait while others run are done together in the next run.
+"""Request coalescing: concurrent requests that wait while others run are merged into the next run.
 
-Nothing here can be left locked, because nothing is locked. An interrupt (Ctrl-C, or an exception that another thread
-raises in this one) may end a call between any two of its steps. So every step that other threads see is one operation
-of a list or queue, every call says when it is over, and whoever waits looks again from time to time.
+An interrupt (Ctrl-C, or an exception that another thread raises in this one) may end a call between any two of its
+steps. So there are no locks, which an interrupt could leave locked. Every step that other threads see is one operation
+of a list or a queue, every call records when it is over, and a call that waits looks again from time to time.
 """
 
 import contextlib
@@ -18,22 +18,21 @@ from bgem3.runtime.forks import check_process
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
-RECHECK_SECONDS = 0.2  # how long an interrupt at the wrong moment may delay another call; waking up costs little
+RECHECK_SECONDS = 0.2  # bounds the delay of a call that an interrupt kept from being woken; looking again costs little
 
 
-class SharedRuns(Generic[Task, Result]):
-    """Runs groups of tasks, each group in the thread of one of its callers.
+class RequestCoalescer(Generic[Task, Result]):
+    """Merges the tasks of concurrent calls into groups and runs each group in the thread of one of its calls.
 
-    The first call that finds room leads: it takes the waiting tasks that fit its own and runs them as one group. No
-    call waits for others to come. Where a run fails or is interrupted, the calls that shared it do their tasks alone,
-    so that each raises only its own error.
+    The first call that finds room leads a group: it takes the waiting tasks that fit and runs them with its own. No
+    call waits for others to come. If the run of a group fails or is interrupted, its other calls run their own tasks
+    alone, so each call raises only its own error.
 
     Parameters
     ----------
     fits : tells whether a task may join a group
     n_at_once : most groups that run at the same time
-    errors : exceptions with which a run of several tasks may fail because of one of them; any other is raised by the
-        call whose thread ran the group
+    errors : exceptions that one task of a group may cause; any other is raised by the leader
     """
 
     def __init__(
@@ -44,18 +43,21 @@ class SharedRuns(Generic[Task, Result]):
     ) -> None:
         self._fits, self._n_at_once, self._errors = fits, n_at_once, errors
         self._process = os.getpid()
-        self._calls: list[_Call[Task, Result]] = []  # that are not over, in order of arrival
+        self._calls: list[_Call[Task, Result]] = []  # in order of arrival; those that are over leave
 
     def __call__(self, task: Task, run: Callable[[list[Task]], list[Result]]) -> Result:
-        """Return a task's result; in a signal handler that interrupts a call of this thread, run the task alone.
+        """Run a task, alone or in a group, and return its result.
+
+        A signal handler that interrupts a call of the same thread runs its task alone, because that call can end only
+        after it.
 
         Parameters
         ----------
-        run : does a group's tasks and returns their results in order; any of the group's callers' may be taken
+        run : runs the tasks of a group and returns their results in order
         """
         thread = threading.get_ident()
         if any(other.caller.thread == thread and not other.caller.is_over for other in self._calls.copy()):
-            return run([task])[0]  # the call of this thread can end only after this one
+            return run([task])[0]
         call: _Call[Task, Result] = _Call(task, _Caller(thread))
         group: list[_Call[Task, Result]] = []
         try:
@@ -78,9 +80,9 @@ class SharedRuns(Generic[Task, Result]):
         return call.results[0] if call.results else run([task])[0]
 
     def _wait(self, call: "_Call[Task, Result]") -> None:
-        """Return once a call leads, or its leader is over."""
+        """Wait until a call leads a group, or the call that led its group is over."""
         while True:
-            check_process(self._process)  # a process that was forked meanwhile waits for threads that it lacks
+            check_process(self._process)  # a process forked meanwhile lacks the threads that it would wait for
             if call.leader is None and self._has_room(call):
                 call.claims.append(call.caller)
             if call.leader is call.caller or (call.leader is not None and call.leader.is_over):
@@ -89,7 +91,7 @@ class SharedRuns(Generic[Task, Result]):
                 call.bell.get(timeout=RECHECK_SECONDS)
 
     def _has_room(self, call: "_Call[Task, Result]") -> bool:
-        """Tell whether fewer groups run than may, counting those that earlier calls are about to start."""
+        """Tell whether another group may run, besides those that run and those that earlier calls will start."""
         n_earlier = 0
         for other in self._calls.copy():
             if other is call:
@@ -98,7 +100,7 @@ class SharedRuns(Generic[Task, Result]):
         return n_earlier < self._n_at_once
 
     def _gather(self, call: "_Call[Task, Result]", group: "list[_Call[Task, Result]]") -> None:
-        """Fill the group that a call leads: its own task first, then those that wait and fit, in their order."""
+        """Fill the group that a call leads: with itself, then with the waiting calls that fit, in order of arrival."""
         group.append(call)
         for other in self._calls.copy():
             if other.leader is None and self._fits([member.task for member in group], other.task):
@@ -107,7 +109,7 @@ class SharedRuns(Generic[Task, Result]):
                     group.append(other)
 
     def _leave(self, call: "_Call[Task, Result]") -> None:
-        """Forget the calls that are over, and wake those that waited for this one."""
+        """Remove the calls that are over, and wake the calls that waited for this one."""
         n_woken = 0
         for other in self._calls.copy():
             if other.caller.is_over:
@@ -122,7 +124,10 @@ class SharedRuns(Generic[Task, Result]):
 
 @dataclass(eq=False)
 class _Caller:
-    """The thread of a call, and whether the call is over: it has its result, an error or an interrupt."""
+    """The thread of a call, and whether the call is over, with a result, an error or an interrupt.
+
+    It is apart from `_Call` so that calls do not refer to themselves through their claims: results are freed at once.
+    """
 
     thread: int
     is_over: bool = False
@@ -130,13 +135,13 @@ class _Caller:
 
 @dataclass(eq=False)
 class _Call(Generic[Task, Result]):
-    """A caller's task and what became of it.
+    """A call's task and its state.
 
     Attributes
     ----------
-    claims : the callers that wanted to run the task, this one or others; the first of them does
+    claims : the callers that claimed to run the task; the first of them runs it
     results : the result, once there is one
-    bell : wakes the caller
+    bell : wakes the call
     """
 
     task: Task

@@ -1,12 +1,9 @@
-"""Our own CPU operators for ONNX Runtime (runtime/kernels): are they built, and which kernels has this CPU?"""
+"""Our custom CPU operators for ONNX Runtime (runtime/kernels): where their library is, and what this CPU supports."""
 
 import ctypes
 import importlib.util
 from functools import cache
 from pathlib import Path
-
-NATIVE_GRAPH = "native.onnx"
-"""The graph over these operators, beside the one over ONNX Runtime's own."""
 
 
 @cache
@@ -18,9 +15,9 @@ def library() -> Path | None:
 
 @cache
 def best_kernels() -> str | None:
-    """Name the fastest kernels for this CPU ("AVX2"); None where ONNX Runtime's own operators are to be used.
+    """Return the name of this CPU's fastest kernels ("AVX2"); None where ONNX Runtime's own operators serve.
 
-    That is so where the library is missing, and on CPUs for which it has no kernels: other than x86-64, without AVX2,
+    They serve where the library is missing, and on CPUs that it has no kernels for: other than x86-64, without AVX2,
     or with AMX, whose matrix unit ONNX Runtime uses and these kernels do not.
     """
     path = library()
@@ -33,7 +30,7 @@ def best_kernels() -> str | None:
 
 
 def why_unavailable() -> str | None:
-    """Say why the operators cannot be used on this machine; None if they can."""
+    """Return the reason why the operators cannot be used on this machine; None if they can."""
     if library() is None:
         return "our CPU operators were not compiled; install a C compiler (gcc or clang), and then bgem3 again"
     return None if best_kernels() else "our CPU operators have no kernels for this CPU"

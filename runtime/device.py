@@ -1,21 +1,21 @@
-"""Which device a model runs on, and the session for it."""
+"""The choice of the device, the graph and the session that a model runs on."""
 
 import logging
 import re
 from pathlib import Path
 
-from bgem3.runtime import cuda_session as cuda
+from bgem3.runtime import cuda_runtime, custom_ops
 from bgem3.runtime.artifact import Artifact
-from bgem3.runtime.cpu_session import PROBE, CpuSession, choose_graph
+from bgem3.runtime.cpu_session import CpuSession
 from bgem3.runtime.cpus import available_cpus
 from bgem3.runtime.cuda_session import CudaSession
+from bgem3.runtime.encoder_session import EncoderSession
 from bgem3.runtime.graph_file import check_graph, check_locations
 
 INSTALL = (
     "on a machine where `nvidia-smi` shows the device, `pip uninstall onnxruntime` and then `pip install 'bgem3[gpu]'` "
     "(the two share one import name)"
 )
-EncoderSession = CpuSession | CudaSession
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +37,8 @@ def open_encoder(
     Parameters
     ----------
     device, precision, n_threads, token_budget, device_memory_limit, cuda_graphs : as in `BGEM3Model.load`
-    kernels, profile : as in `CpuSession`
+    kernels : of our custom CPU operators: "auto" takes this CPU's fastest, "none" takes ONNX Runtime's own operators
+    profile : prefix of a file for the time of each operator on the CPU
     """
     check_device(device)
     if device == "cpu":
@@ -49,25 +50,14 @@ def open_encoder(
     why_cpu = _why_not_cuda(artifact, precision) if device == "auto" else None
     session: EncoderSession
     if device == "cpu" or why_cpu:
-        held, path = artifact.graph(precision, "cpu")
-        graph, chosen_kernels = choose_graph(path, kernels)
-        check_graph(artifact, graph, held, "cpu" if chosen_kernels == "none" else "native")
-        if path.with_name(PROBE).is_file():
-            check_locations(artifact, path.with_name(PROBE))
-        session = CpuSession(
-            path,
-            held,
-            n_threads=n_threads or available_cpus(),
-            token_budget=token_budget,
-            kernels=kernels,
-            profile=profile,
-        )
+        session = _open_cpu(artifact, precision, n_threads or available_cpus(), token_budget, kernels, profile)
     else:
-        held, path = artifact.graph(precision, "cuda")
-        check_graph(artifact, path, held, "cuda")
+        graph = artifact.graph(precision, "cuda")
+        path = artifact.folder / graph.file
+        check_graph(artifact, path, graph.precision, "cuda")
         session = CudaSession(
             path,
-            held,
+            graph.precision,
             artifact.spec,
             device_id=device_number(device),
             token_budget=token_budget,
@@ -80,15 +70,47 @@ def open_encoder(
     return session
 
 
+def _open_cpu(
+    artifact: Artifact,
+    precision: str | None,
+    n_threads: int,
+    token_budget: int | None,
+    kernels: str,
+    profile: Path | None,
+) -> CpuSession:
+    graph = artifact.graph(precision, "cpu")
+    if kernels == "auto":
+        custom = artifact.find_graph(graph.precision, "cpu", "bgem3")
+        reason = custom_ops.why_unavailable() if custom else "the artifact has no graph over our CPU operators"
+        kernels = (not reason and custom_ops.best_kernels()) or "none"
+        logger.info("CPU kernels: %s", f"ONNX Runtime's, since {reason}" if reason else kernels)
+    if kernels != "none":
+        graph = artifact.graph(graph.precision, "cpu", "bgem3")
+    check_graph(artifact, artifact.folder / graph.file, graph.precision, "cpu" if kernels == "none" else "native")
+    probe = artifact.folder / graph.probe if graph.probe else None
+    if probe:
+        check_locations(artifact, probe)
+    return CpuSession(
+        artifact.folder / graph.file,
+        graph.precision,
+        artifact.spec,
+        n_threads=n_threads,
+        token_budget=token_budget,
+        kernels=kernels,
+        probe=probe,
+        profile=profile,
+    )
+
+
 def check_device(device: str) -> None:
-    """Raise ValueError if a device's name is not one of those there are."""
+    """Raise ValueError unless a device has one of the names that there are."""
     if not isinstance(device, str) or not re.fullmatch(r"auto|cpu|cuda(:[0-9]+)?", device):
         raise ValueError(f"device must be 'auto', 'cpu', 'cuda' or 'cuda:N', found {device!r}")
 
 
 def require_cuda(device: str) -> None:
     """Raise RuntimeError, saying why and what to do, if a CUDA device cannot be used."""
-    reason = cuda.why_unavailable(device_number(device))
+    reason = cuda_runtime.why_unavailable(device_number(device))
     if reason:
         raise RuntimeError(f"device {device!r} was asked for, but {reason}; {INSTALL}, or use device='cpu'")
 
@@ -99,7 +121,7 @@ def device_number(device: str) -> int:
 
 
 def _why_not_cuda(artifact: Artifact, precision: str | None) -> str | None:
-    """Say why a model whose device is left open cannot run on CUDA, or return None if it can."""
-    if not any(device == "cuda" and precision in (None, held) for held, device in artifact.graphs):
+    """Return the reason why device "auto" cannot take CUDA, or None if it can."""
+    if artifact.find_graph(precision, "cuda") is None:
         return f"the artifact has no CUDA graph for {precision or 'any precision'}"
-    return cuda.why_unavailable()
+    return cuda_runtime.why_unavailable()

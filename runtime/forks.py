@@ -5,7 +5,7 @@ the destructors of sessions and of arrays in their memory, which Python calls wh
 destroys what it inherited.
 
 One case is left. From version 1.29 on, `import onnxruntime` starts a thread for telemetry, and children hang in exit()
-because they lack it. `bgem3.runtime.cpu_session.import_onnxruntime` switches telemetry off; a program that imports
+because they lack it. `bgem3.runtime.ort.import_onnxruntime` switches telemetry off; a program that imports
 onnxruntime before it loads a model should set ORT_DISABLE_TELEMETRY=1, or end its children with ``os._exit``.
 """
 

@@ -1,8 +1,8 @@
-"""BGEM3Model: an artifact folder opened for encoding and scoring."""
+"""BGEM3Model: an artifact folder, opened for encoding and scoring."""
 
+import contextlib
 import os
 import sys
-import threading
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -11,49 +11,38 @@ from typing import Literal, NoReturn
 import numpy as np
 from tqdm import tqdm
 
-from bgem3.runtime.artifact import Artifact, ArtifactError, ModelSpec, read_artifact
-from bgem3.runtime.cpu_session import CLOSED, OUTPUTS, Arrays, Finish, Output
-from bgem3.runtime.device import EncoderSession, open_encoder
+from bgem3.runtime.artifact import TOKENIZER_FILE, Artifact, ArtifactError, read_artifact
+from bgem3.runtime.device import open_encoder
+from bgem3.runtime.encoder_session import CLOSED, EncoderSession
 from bgem3.runtime.forks import check_process
+from bgem3.runtime.manifest import OUTPUTS, ModelSpec, Output
 from bgem3.runtime.packing import PackedBatch, pack, plan_batches
-from bgem3.runtime.results import Assembly
+from bgem3.runtime.results import ResultArrays
 from bgem3.runtime.tokenizer import TextTokenizer, check_texts, cut_texts, rows_of
-from bgem3.scoring import (
-    Embeddings,
-    Scores,
-    Weights,
-    dense_pair_scores,
-    dense_scores,
-    hybrid_scores,
-    multivector_pair_scores,
-    multivector_scores,
-    sparse_pair_scores,
-    sparse_scores,
-)
-from bgem3.scoring.hybrid import check_weights
+from bgem3.scoring import Embeddings, Scores, Weights, hybrid
+from bgem3.scoring.hybrid import DEFAULT_WEIGHTS, check_weights
 
-DEFAULT_WEIGHTS: Weights = (0.4, 0.2, 0.4)
-CHARACTERS_PER_CHUNK = 250_000  # tokenized at once: several micro-batches of any device
+CHARACTERS_PER_CHUNK = 250_000  # tokenized at once; enough for several micro-batches on any device
 
 
 class BGEM3Model:
-    """All three heads of BGE-M3 over one ONNX Runtime session.
+    """BGE-M3 with its three heads, over one ONNX Runtime session.
 
-    Make one with :meth:`load`; close it with :meth:`close` or a ``with`` block. Every method may be
-    called from many threads at once: they share the session's thread pool. An interrupt (Ctrl-C) ends only the call
-    of its own thread. A signal handler may encode too; on CUDA that raises RuntimeError if the handler interrupts
-    encode itself.
+    :meth:`load` opens a model; :meth:`close` or a ``with`` block closes it. Many threads may call every method at once:
+    they share the session's thread pool. An interrupt (Ctrl-C) ends only the call of its own thread. A signal handler
+    may encode, too; on CUDA that raises RuntimeError if the handler interrupts encode itself.
 
-    A model stays in its process: pickling or copying it raises TypeError, and in a process that was forked after the
-    model was loaded, encoding raises RuntimeError. Load the model in each process that needs one. A program that
-    imports onnxruntime itself, before it loads a model, and forks should set ``ORT_DISABLE_TELEMETRY=1``: otherwise
-    the forked processes hang when they exit, because ONNX Runtime (1.29 and later) waits for its telemetry thread.
+    A model stays in its process. Pickling or copying it raises TypeError. Encoding raises RuntimeError in a process
+    that was forked after the model was loaded, so load the model in each process. A program that imports onnxruntime
+    before it loads a model, and forks, should set ``ORT_DISABLE_TELEMETRY=1``. Otherwise the forked processes hang when
+    they exit, because ONNX Runtime (1.29 and later) waits for its telemetry thread.
 
     Attributes
     ----------
-    spec : the model's dimensions and special ids
-    device, precision : what it runs on, and how its weights are stored
-    outputs : what it can give; all three, unless the artifact was exported without some
+    spec : the model's dimensions and special token ids
+    device : "cpu" or "cuda:N"
+    precision : "fp16", "fp32" or "int8", in which the weights are stored
+    outputs : the outputs that the artifact was exported with
     """
 
     def __init__(self, artifact: Artifact, session: EncoderSession) -> None:
@@ -64,7 +53,7 @@ class BGEM3Model:
         self._session: EncoderSession | None = session
         self._process = os.getpid()
         try:
-            self.tokenizer = TextTokenizer(artifact.folder / "tokenizer.json", artifact.spec)
+            self.tokenizer = TextTokenizer(artifact.folder / TOKENIZER_FILE, artifact.spec)
         except ArtifactError:
             self.close()
             raise
@@ -87,16 +76,16 @@ class BGEM3Model:
         Parameters
         ----------
         folder : written by `bgem3.export.export_model` or `bgem3 export`
-        device : "auto", "cpu", "cuda" or "cuda:N"; "auto" logs what it chose
-        precision : "fp16" or "fp32" as stored; None takes the artifact's first in that order. CUDA computes in it,
-            CPU always in float32.
-        n_threads : compute threads on CPU, None for as many as the process may use CPUs
-        token_budget : most tokens in one micro-batch (a longer text runs alone); changes speed and memory,
-            never results. None takes what suits the device and, on CUDA, its free memory.
-        device_memory_limit : most bytes of a CUDA device's memory to take, weights included; None for what is free
-        cuda_graphs : on CUDA, capture short single texts' kernels in graphs, which answers them sooner; micro-batches
-            then run one after another, which costs throughput. This and the memory limit are refused with
-            ``device="cpu"``, and of no effect where "auto" takes the CPU.
+        device : "auto", "cpu", "cuda" or "cuda:N"; "auto" logs its choice
+        precision : "fp16", "fp32" or "int8", in which the weights are stored; None takes the first of these that the
+            artifact has. CUDA computes in it, the CPU in float32.
+        n_threads : compute threads on the CPU; None takes every CPU that the process may use
+        token_budget : most tokens in a micro-batch; a longer text runs alone. It changes speed and memory, never
+            results. None takes what suits the device and, on CUDA, its free memory.
+        device_memory_limit : most bytes of a CUDA device's memory, weights included; None for what is free
+        cuda_graphs : on CUDA, capture the kernels of short single texts in CUDA graphs. This lowers their latency, and
+            the throughput of all others, because micro-batches then run one at a time. ``device="cpu"`` refuses this
+            and the memory limit; "auto" ignores them where it takes the CPU.
         check_hashes : compare the SHA-256 of every file with the manifest first
 
         Raises
@@ -106,7 +95,7 @@ class BGEM3Model:
         ValueError
             If an argument is not one of the values above.
         RuntimeError
-            If the device cannot be had; the message gives the reason and the fix.
+            If the device cannot be used; the message gives the reason and the fix.
         DeviceMemoryError
             If the weights do not fit the device's free memory.
         """
@@ -141,7 +130,7 @@ class BGEM3Model:
         Parameters
         ----------
         texts : any iterable of str; an empty one gives embeddings of 0 texts
-        outputs : any of "dense", "sparse", "multivector"; "all" for those that the artifact has
+        outputs : any of "dense", "sparse", "multivector"; "all" for every one that the artifact has
         max_length : tokens kept per text, CLS and EOS included; None for the model's maximum (8192 for BGE-M3).
             A longer text loses its end, keeps EOS and is marked in ``Embeddings.truncated``.
         show_progress : show a progress bar on standard error, if the process has one
@@ -165,17 +154,19 @@ class BGEM3Model:
         limit = self.spec.max_length if max_length is None else max_length
         self.tokenizer.check_max_length(limit)
         checked = check_texts(texts)
-        result = Assembly(self.spec, wanted)
-        batches = self._batches(session, checked, limit, result)
-        if show_progress and sys.stderr is not None:
-            with tqdm(total=len(checked), unit="text") as progress:
-                session.run_all(batches, wanted, _and_progress(result.add, progress))
-        else:  # without tqdm, which an interrupt can leave locked for every thread
-            session.run_all(batches, wanted, result.add)
+        # How texts become arrays:
+        # 1. `_batches` tokenizes the texts chunk by chunk, and makes room for each chunk in the result.
+        # 2. It cuts each chunk into micro-batches of similar lengths, which the session runs.
+        # 3. `result.add` copies the outputs of each micro-batch to the rows of its texts.
+        # Without a progress bar there is no tqdm object: an interrupt can leave its lock taken for every thread.
+        progress = tqdm(total=len(checked), unit="text") if show_progress and sys.stderr is not None else None
+        result = ResultArrays(self.spec, wanted, progress.update if progress is not None else None)
+        with contextlib.nullcontext() if progress is None else progress:
+            session.run_all(self._batches(session, checked, limit, result), wanted, result.add)
         return result.embeddings()
 
     def _batches(
-        self, session: EncoderSession, texts: list[str], max_length: int, result: Assembly
+        self, session: EncoderSession, texts: list[str], max_length: int, result: ResultArrays
     ) -> Iterator[PackedBatch]:
         """Tokenize texts chunk by chunk, make room for them in the result, and cut them into micro-batches."""
         for chunk in cut_texts(texts, CHARACTERS_PER_CHUNK):
@@ -197,7 +188,7 @@ class BGEM3Model:
         Parameters
         ----------
         queries, passages : Q and P texts
-        weights : of the dense, sparse and multi-vector score in the hybrid; divided by their sum
+        weights : of the dense, sparse and multi-vector score in the hybrid score, which divides by their sum
         max_length, show_progress : as in :meth:`encode`
 
         Returns
@@ -212,11 +203,7 @@ class BGEM3Model:
         weights = check_weights(weights)
         sides = check_texts(queries, "query"), check_texts(passages, "passage")
         query, passage = (self.encode(texts, OUTPUTS, max_length, show_progress) for texts in sides)
-        dense = dense_scores(query.dense, passage.dense)
-        sparse = sparse_scores(query.sparse, passage.sparse)
-        multivector = multivector_scores(query.multivector, passage.multivector)
-        hybrid = hybrid_scores(dense, sparse, multivector, weights)
-        return Scores(dense=dense, sparse=sparse, multivector=multivector, hybrid=hybrid)
+        return hybrid.score_matrix(query, passage, weights)
 
     def score_pairs(
         self,
@@ -243,16 +230,16 @@ class BGEM3Model:
         """
         weights = check_weights(weights)
         queries, passages = split_pairs(pairs)
-        place = {text: i for i, text in enumerate(dict.fromkeys(queries + passages))}
-        encoded = self.encode(list(place), OUTPUTS, max_length, show_progress)
-        query_index, passage_index = ([place[text] for text in texts] for texts in (queries, passages))
-        return pair_scores(encoded, query_index, encoded, passage_index, weights)
+        position = {text: i for i, text in enumerate(dict.fromkeys(queries + passages))}
+        encoded = self.encode(list(position), OUTPUTS, max_length, show_progress)
+        query_index, passage_index = ([position[text] for text in texts] for texts in (queries, passages))
+        return hybrid.score_pairs(encoded, query_index, encoded, passage_index, weights)
 
     def close(self) -> None:
         """Release the session's memory; encoding afterwards raises RuntimeError.
 
-        Calls that other threads have begun end with their present micro-batch: each returns its embeddings if that was
-        the last one, and raises RuntimeError otherwise. The memory is released when they have ended.
+        A call of another thread ends with its present micro-batch: it returns its embeddings if that was the last one,
+        and raises RuntimeError otherwise. The memory is released when all calls have ended.
         """
         session, self._session = self._session, None
         if session is not None and self._process == os.getpid():  # a forked process cannot destroy it
@@ -287,7 +274,7 @@ def check_whole_number(name: str, value: object) -> None:
 
 
 def split_pairs(pairs: Iterable[tuple[str, str]]) -> tuple[list[str], list[str]]:
-    """Return the queries and the passages of a list of pairs, or raise naming the pair or text that is none."""
+    """Return the queries and the passages of pairs; an error names the pair or text that is wrong."""
     if isinstance(pairs, str):
         raise TypeError("pairs must be a list of (query, passage), found one str")
     queries, passages = [], []
@@ -301,45 +288,16 @@ def split_pairs(pairs: Iterable[tuple[str, str]]) -> tuple[list[str], list[str]]
     return check_texts(queries, "query"), check_texts(passages, "passage")
 
 
-def pair_scores(
-    queries: Embeddings,
-    query_index: list[int],
-    passages: Embeddings,
-    passage_index: list[int],
-    weights: Weights,
-) -> Scores:
-    """Score the N pairs (query_index[i], passage_index[i]) of encoded texts; Scores of (N,) arrays."""
-    dense = dense_pair_scores(queries.dense[query_index], passages.dense[passage_index])
-    sparse = sparse_pair_scores(queries.sparse[query_index], passages.sparse[passage_index])
-    multivector = multivector_pair_scores(
-        [queries.multivector[i] for i in query_index], [passages.multivector[i] for i in passage_index]
-    )
-    hybrid = hybrid_scores(dense, sparse, multivector, weights)
-    return Scores(dense=dense, sparse=sparse, multivector=multivector, hybrid=hybrid)
-
-
-def _and_progress(finish: Finish, progress: "tqdm[NoReturn]") -> Finish:
-    """Return a function that finishes a micro-batch, from any thread, and moves a progress bar by its texts."""
-    lock = threading.Lock()
-
-    def finish_and_show(batch: PackedBatch, arrays: Arrays) -> None:
-        finish(batch, arrays)
-        with lock:
-            progress.update(len(batch.text_index))
-
-    return finish_and_show
-
-
-def _check_outputs(outputs: Sequence[Output], held: tuple[Output, ...]) -> tuple[Output, ...]:
+def _check_outputs(outputs: Sequence[Output], available: tuple[Output, ...]) -> tuple[Output, ...]:
     wanted = tuple(outputs) if isinstance(outputs, Iterable) and not isinstance(outputs, str) else (outputs,)
     unknown = [name for name in wanted if name not in OUTPUTS]
     if unknown or not wanted:
         raise ValueError(f"outputs must be one or more of {OUTPUTS}, found {outputs!r}")
-    missing = [name for name in OUTPUTS if name in wanted and name not in held]
+    missing = [name for name in OUTPUTS if name in wanted and name not in available]
     if missing:
         raise ValueError(
-            f"this artifact was exported without {' and '.join(missing)}, it gives {' and '.join(held)} alone; export "
-            "the checkpoint again with all outputs, and with heads_from='BAAI/bge-m3' (--heads-from) if it has no "
-            "heads of its own"
+            f"this artifact was exported without {' and '.join(missing)}, it gives {' and '.join(available)} alone; "
+            "export the checkpoint again with all outputs, and with heads_from='BAAI/bge-m3' (--heads-from) if it has "
+            "no heads of its own"
         )
     return tuple(name for name in OUTPUTS if name in wanted)

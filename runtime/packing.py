@@ -1,7 +1,9 @@
-"""Which texts run together, and the arrays a graph takes for them.
+"""Micro-batches: the choice of texts that run together, and the arrays that a graph takes for them.
 
-A micro-batch holds its texts' tokens one after another. Linear layers then do no work on padding; what attention
+A micro-batch holds the tokens of its texts one after another, so linear layers do no work on padding. What attention
 needs to know of the texts' limits differs by device.
+
+Shape letters: B texts of T tokens together, S tokens of the longest text.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -15,13 +17,13 @@ from bgem3.runtime.tokenizer import TokenizedTexts
 
 @dataclass(frozen=True, kw_only=True)
 class PackedBatch:
-    """One micro-batch of B texts and T tokens, in the order of ``text_index``.
+    """One micro-batch.
 
     Attributes
     ----------
-    text_index : (B,) int64 array, each text's place in the caller's order
-    cu_seqlens : (B + 1,) int64 array; text i is tokens ``cu_seqlens[i]:cu_seqlens[i + 1]``
-    token_ids, position_ids : (T,) int64 arrays
+    text_index : int64 array (B,), each text's position in the caller's order
+    cu_seqlens : int64 array (B + 1,); text i is tokens ``cu_seqlens[i]:cu_seqlens[i + 1]``
+    token_ids, position_ids : int64 arrays (T,)
     """
 
     text_index: NDArray[np.int64]
@@ -30,7 +32,7 @@ class PackedBatch:
     position_ids: NDArray[np.int64]
 
     def texts(self, start: int, stop: int) -> "PackedBatch":
-        """Return the micro-batch of texts ``start`` to ``stop`` of this one."""
+        """Return a micro-batch of this one's texts ``start:stop``."""
         tokens = slice(self.cu_seqlens[start], self.cu_seqlens[stop])
         return PackedBatch(
             text_index=self.text_index[start:stop],
@@ -47,18 +49,18 @@ def plan_batches(
 
     Parameters
     ----------
-    lengths : (N,) tokens per text
+    lengths : int64 array (N,), tokens per text
     token_budget : most tokens in a micro-batch; a longer text runs alone
-    most_padded : most texts in a micro-batch of texts of several lengths, given the longest one's
+    most_padded : returns the most texts in a micro-batch of texts of different lengths, given the longest one's
 
     Yields
     ------
-    (B,) int64 arrays of text indices; together they hold every text once
+    int64 arrays (B,) of text indices, which together hold every text once
     """
     order = np.argsort(-lengths, kind="stable")
     lengths = lengths[order]
     n_tokens_before = np.concatenate([[0], np.cumsum(lengths)])
-    ascending = -lengths  # what searchsorted needs
+    ascending = -lengths  # as searchsorted needs it
     start = 0
     while start < len(order):
         longest = int(lengths[start])
@@ -70,7 +72,13 @@ def plan_batches(
 
 
 def pack(texts: TokenizedTexts, text_index: NDArray[np.int64], pad_id: int, first: int = 0) -> PackedBatch:
-    """Lay out the chosen texts of a list as one micro-batch; ``first`` is the list's place among the caller's texts."""
+    """Pack texts into one micro-batch.
+
+    Parameters
+    ----------
+    text_index : int64 array (B,), positions in ``texts``
+    first : position of the first of ``texts`` in the caller's order
+    """
     cu_seqlens = np.concatenate([[0], np.cumsum(texts.lengths[text_index])])
     token_ids = np.concatenate([texts.token_ids[texts.offsets[i] : texts.offsets[i + 1]] for i in text_index])
     return PackedBatch(
@@ -82,7 +90,7 @@ def pack(texts: TokenizedTexts, text_index: NDArray[np.int64], pad_id: int, firs
 
 
 def join(batches: Sequence[PackedBatch]) -> PackedBatch:
-    """Put micro-batches one after another into one."""
+    """Join micro-batches into one."""
     ends = np.cumsum([batch.cu_seqlens[-1] for batch in batches])
     limits = [batch.cu_seqlens[1:] + end - batch.cu_seqlens[-1] for batch, end in zip(batches, ends, strict=True)]
     return PackedBatch(
@@ -94,7 +102,7 @@ def join(batches: Sequence[PackedBatch]) -> PackedBatch:
 
 
 def padded_ids(batch: PackedBatch, pad_id: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Return the token ids in the padded layout, (B, S), and which of its slots hold a token."""
+    """Return the token ids in the padded layout (B, S), and which of its slots hold a token."""
     is_token = _slots(batch.cu_seqlens)
     ids = np.full(is_token.shape, pad_id, np.int64)
     ids[is_token] = batch.token_ids
@@ -102,12 +110,13 @@ def padded_ids(batch: PackedBatch, pad_id: int) -> tuple[NDArray[np.int64], NDAr
 
 
 def cpu_layout(cu_seqlens: NDArray[np.int64]) -> dict[str, NDArray[np.int32]]:
-    """Return what the CPU graph's attention takes: how to get to the padded layout (B, S) and back.
+    """Return the inputs of the CPU graph that lead to the padded layout and back.
 
     Returns
     -------
-    ``padded_index`` (B, S), the token in each slot (0 where there is none); ``packed_index`` (T,), each token's slot;
-    ``key_mask`` (B, S), 1 where a slot holds a token
+    padded_index : int32 array (B, S), the token in each slot, 0 where there is none
+    packed_index : int32 array (T,), each token's slot
+    key_mask : int32 array (B, S), 1 where a slot holds a token
     """
     is_token = _slots(cu_seqlens)
     tokens = cu_seqlens[:-1, None] + np.arange(is_token.shape[1])
@@ -119,11 +128,16 @@ def cpu_layout(cu_seqlens: NDArray[np.int64]) -> dict[str, NDArray[np.int32]]:
 
 
 def cuda_layout(cu_seqlens: NDArray[np.int64], n_slots: int | None = None) -> dict[str, NDArray[np.int32]]:
-    """Return what the CUDA graph's attention takes, with S = ``n_slots`` or else the longest text's tokens.
+    """Return the inputs of the CUDA graph's attention.
+
+    Parameters
+    ----------
+    n_slots : S, None for the tokens of the longest text
 
     Returns
     -------
-    ``cu_seqlens`` (B + 1,); ``token_offset`` (B, S), slots of the padded layout, the tokens' before the padding's
+    cu_seqlens : int32 array (B + 1,)
+    token_offset : int32 array (B, S), the slots of the padded layout that hold tokens, followed by those of padding
     """
     is_token = _slots(cu_seqlens, n_slots)
     slots = np.concatenate([np.flatnonzero(is_token), np.flatnonzero(~is_token)])

@@ -1,7 +1,7 @@
-"""The values that BGE-M3's authors published, to check an artifact of the real checkpoint against.
+"""The values that BGE-M3's authors published, to check an artifact of the real checkpoint.
 
-Source: the BGE-M3 tutorial (float32) and the model card (float16) of the FlagEmbedding project. Published
-values differ among themselves by up to 6e-4; each is compared with its own precision.
+Sources: the BGE-M3 tutorial (float32) and the model card (float16) of the FlagEmbedding project. They differ by up to
+6e-4, so each is compared with its own precision.
 """
 
 from typing import Any
@@ -82,7 +82,7 @@ def compare_published(model: BGEM3Model) -> dict[str, float]:
 
 
 def missed_published(differences: dict[str, float], precision: str) -> list[str]:
-    """Say, in words, which differences of :func:`compare_published` are beyond the precision's tolerance."""
+    """Return, in words, the differences of :func:`compare_published` that exceed the precision's tolerance."""
     return [
         f"{name} is {difference:.2g} off the published values, the tolerance is {TOLERANCE[precision]:g}"
         for name, difference in differences.items()

@@ -1,7 +1,7 @@
-"""Worker threads whose callers may be interrupted at any moment.
+"""Worker threads that callers may wait for, and be interrupted at any moment.
 
-`concurrent.futures` waits under locks whose Python code an interrupt can leave locked, for every other caller too.
-Here each wait and each wake-up is one operation of a queue.
+`concurrent.futures` waits under locks that an interrupt can leave locked for every other caller. Here every wait and
+every wake-up is one operation of a queue.
 """
 
 import contextlib
@@ -10,9 +10,9 @@ import weakref
 from collections.abc import Callable, Iterable
 from queue import Empty, SimpleQueue
 
-from bgem3.runtime.cpu_session import CLOSED
+from bgem3.runtime.encoder_session import CLOSED
 
-RECHECK_SECONDS = 0.2  # how soon a caller notices that the workers have ended
+RECHECK_SECONDS = 0.2  # bounds how long a caller waits for workers that have ended; looking again costs little
 
 
 class Task:
@@ -20,9 +20,9 @@ class Task:
 
     Attributes
     ----------
-    has_begun, is_done : how far a worker has come with it
+    has_begun, is_done : the worker's progress
     is_cancelled : set it to keep a worker from beginning
-    outcome : holds the function's error, or None, once it is done
+    outcome : holds the function's error, or None, when the task is done
     """
 
     def __init__(self, function: Callable[[], None]) -> None:
@@ -44,13 +44,10 @@ class Task:
 
 
 class Workers:
-    """Threads that run tasks in the order in which they are submitted.
-
-    They end with :meth:`close`, with this object, or with the process.
+    """Threads that run tasks in the order of submission, until :meth:`close` or until nothing refers to this object.
 
     Parameters
     ----------
-    n_workers : number of threads
     name : prefix of the threads' names
     """
 
@@ -62,24 +59,24 @@ class Workers:
         ]
         for thread in self._threads:
             thread.start()
-        weakref.finalize(self, _end, self._tasks, self._threads)
+        weakref.finalize(self, _end, self._tasks, self._threads, waits=True)
 
     def submit(self, task: Task) -> None:
         """Let a worker run a task."""
         self._tasks.put(task)
 
     def wait(self, task: Task) -> None:
-        """Wait for a task and raise what it raised; RuntimeError if the workers ended before it."""
-        error: BaseException | None
+        """Wait for a task and raise its error; raise RuntimeError if the workers ended before it."""
         while True:
             try:
                 error = task.outcome.get(timeout=RECHECK_SECONDS)
-                break
             except Empty:
                 if not task.is_done and not any(thread.is_alive() for thread in self._threads):
                     raise RuntimeError(CLOSED) from None
-        if error is not None:
-            raise error
+                continue
+            if error is not None:
+                raise error
+            return
 
     def cancel(self, tasks: Iterable[Task]) -> None:
         """Keep tasks from beginning, and wait for those that have begun."""
@@ -96,20 +93,15 @@ class Workers:
 
 
 def _work(tasks: "SimpleQueue[Task | None]") -> None:
-    """Run tasks until there is None."""
-    while True:
-        task = tasks.get()
-        if task is None:
-            return
+    while (task := tasks.get()) is not None:
         task.run()
-        del task  # with all that it refers to, before the next one comes
+        del task  # frees what it refers to before the next one comes
 
 
-def _end(tasks: "SimpleQueue[Task | None]", threads: list[threading.Thread], *, waits: bool = True) -> None:
-    """Tell threads to end, and wait for them."""
+def _end(tasks: "SimpleQueue[Task | None]", threads: list[threading.Thread], *, waits: bool) -> None:
     for _ in threads:
         tasks.put(None)
     for thread in threads:
-        # A worker's thread may be the one that drops the last reference to its workers.
+        # A worker's thread may itself drop the last reference to its workers.
         if waits and thread.is_alive() and thread is not threading.current_thread():
             thread.join()

@@ -10,11 +10,8 @@
 
 Rotations and small noise fill every matrix, so that a transposed or forgotten weight changes the output.
 In docstrings, V is the number of vocabulary pieces and H the hidden size.
-
-usage: python scripts/make_demo_checkpoint.py OUT_DIR [--seed N]
 """
 
-import argparse
 import json
 import math
 import re
@@ -260,16 +257,3 @@ def make_demo_checkpoint(folder: str | Path, *, seed: int = 0) -> Path:
     _write_configs(folder, len(vocabulary))
     build_tokenizer(vocabulary).save(str(folder / "tokenizer.json"))
     return folder
-
-
-def main() -> None:
-    """Run the command line."""
-    parser = argparse.ArgumentParser(description="Make a tiny checkpoint in BGE-M3's format.")
-    parser.add_argument("folder", type=Path, metavar="OUT_DIR")
-    parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
-    print(make_demo_checkpoint(arguments.folder, seed=arguments.seed))
-
-
-if __name__ == "__main__":
-    main()

@@ -1,11 +1,8 @@
 """Make a checkpoint in BGE-M3's format with seeded random weights, of BGE-M3's size or smaller.
 
 Random weights have no quality; they serve to measure size, speed, memory and parity.
-
-usage: python scripts/make_random_checkpoint.py TOKENIZER_JSON OUT_DIR [--seed N] [--layers N] [--hidden N] ...
 """
 
-import argparse
 import json
 import shutil
 from pathlib import Path
@@ -86,21 +83,3 @@ def make_random_checkpoint(
 def make_full_size(folder: str | Path, tokenizer_json: str | Path) -> Path:
     """Write a checkpoint of BGE-M3's size to ``folder / "checkpoint"``; the tokenizer may know fewer tokens."""
     return make_random_checkpoint(tokenizer_json, Path(folder) / "checkpoint", vocabulary=BGE_M3_VOCABULARY)
-
-
-def main() -> None:
-    """Run the command line."""
-    parser = argparse.ArgumentParser(description="Make a checkpoint with seeded random weights.")
-    parser.add_argument("tokenizer_json", type=Path)
-    parser.add_argument("folder", type=Path)
-    sizes = {"seed": 0, "hidden": 1024, "layers": 24, "heads": 16, "intermediate": 4096}
-    for name, default in sizes.items():
-        parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--vocabulary", type=int, help="default: the tokenizer's")
-    parser.add_argument("--max-length", type=int, default=8192)
-    parser.add_argument("--weight-std", type=float, default=0.02)
-    print(make_random_checkpoint(**vars(parser.parse_args())))
-
-
-if __name__ == "__main__":
-    main()

@@ -7,7 +7,6 @@ from typing import Any, TypeAlias, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from bgem3.runtime.cpu_session import OUTPUTS, Output
 from bgem3.runtime.device import require_cuda
 from bgem3.runtime.export_cache import find_or_export
 from bgem3.runtime.flagembedding.arguments import (
@@ -18,9 +17,10 @@ from bgem3.runtime.flagembedding.arguments import (
     target_devices,
 )
 from bgem3.runtime.flagembedding.parts import FlagTokenizer, InnerModel
-from bgem3.runtime.model import check_whole_number, pair_scores, split_pairs
+from bgem3.runtime.heads import OUTPUTS, Output
+from bgem3.runtime.model import check_whole_number, split_pairs
 from bgem3.runtime.tokenizer import check_texts
-from bgem3.scoring import Scores, multivector_pair_scores
+from bgem3.scoring import Scores, hybrid, multivector_pair_scores
 from bgem3.scoring.hybrid import check_weights
 
 LexicalWeights: TypeAlias = Mapping[str, float]
@@ -345,7 +345,7 @@ class BGEM3FlagModel:
             place = {text: i for i, text in enumerate(dict.fromkeys(texts))}
             encoded = self.model.encode(list(place), OUTPUTS, max_length, show_progress)
             sides.append((encoded, [place[text] for text in texts]))
-        return pair_scores(*sides[0], *sides[1], weights)
+        return hybrid.score_pairs(*sides[0], *sides[1], weights)
 
     def _truncate(self, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
         if self.truncate_dim is None:

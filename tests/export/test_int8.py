@@ -6,7 +6,6 @@ import shutil
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -23,7 +22,7 @@ from bgem3.export.checkpoint import Checkpoint, load_checkpoint
 from bgem3.export.cpu_graph import build_cpu_graph, build_probe
 from bgem3.export.gptq import round_weight
 from bgem3.export.quantization import PARTS, column_scales, dequantized_rows, groups, parts, quantize_weight
-from bgem3.export.reference import SENTENCES, reference_outputs
+from bgem3.export.reference import SENTENCES
 from bgem3.export.sensitivity import output_sensitivities
 from bgem3.export.smoothing import fit_smoothing, fit_smoothings, smooth
 from bgem3.export.weights import WeightsFile, encoder_tensors
@@ -31,8 +30,6 @@ from bgem3.runtime import BGEM3Model, ParityError, cli
 from bgem3.runtime import cpu_session as session
 from bgem3.runtime.artifact import read_artifact
 from bgem3.runtime.cpu_session import EXACT_PRODUCTS, PROBE, open_session, product_settings
-from scripts.make_demo_checkpoint import demo_pairs
-from tests.paths import ROOT
 
 TEXTS = ["", *SENTENCES, " ".join(SENTENCES)]
 N_LAYERS = 2  # of the demo checkpoint
@@ -329,41 +326,6 @@ def test_groups_kept_in_float32_make_the_graph_better(checkpoint: Checkpoint, gr
         cosines.append(report["dense_min_cosine"])
     assert cosines[0] < cosines[1]  # what is left is the int8 token embeddings
     assert cosines[1] >= 0.9999
-
-
-def test_outlier_channels_pass_the_gate_and_fail_it_with_one_scale_for_each_tensor(
-    demo_checkpoint: Path, tmp_path: Path, load_script: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
-    evaluation = load_script("eval_int8")
-    outliers = evaluation.add_outliers(demo_checkpoint, tmp_path / "outliers")
-    manifest = export_model(outliers, tmp_path / "artifact", ("fp32", "int8"))
-    assert manifest["int8"]["kept_float32"] == []
-    evaluation.quantize_tensors(tmp_path / "artifact")
-    pairs = [pair for topic in demo_pairs() for pair in topic]
-    entries = [{"questions": [question], "context": passage} for question, passage in pairs]
-    entries[0]["questions"] = ["Who is open early?", pairs[0][0], "When?"]
-    (tmp_path / "texts.json").write_text(json.dumps(entries), encoding="utf-8")
-    report = evaluation.evaluate(tmp_path / "artifact", tmp_path / "texts.json", len(entries))
-    assert report["int8"]["dense_min_cosine"] >= quality.BOUNDS["dense_min_cosine"]
-    assert report["per_tensor"]["dense_min_cosine"] < quality.BOUNDS["dense_min_cosine"]
-    errors = [1 - report[kind]["dense_mean_cosine"] for kind in ("int8", "per_tensor")]
-    assert 10 * errors[0] < errors[1]
-
-
-def test_outlier_channels_leave_the_function_as_it_was(
-    demo_checkpoint: Path, checkpoint: Checkpoint, tmp_path: Path, load_script: Callable[[str], ModuleType]
-) -> None:
-    folder = load_script("add_outliers").add_outliers(demo_checkpoint, tmp_path / "outliers")
-    found = reference_outputs(load_checkpoint(folder), TEXTS)
-    expected = reference_outputs(checkpoint, TEXTS)
-    np.testing.assert_allclose(found.dense, expected.dense, atol=1e-4)
-    assert abs(found.sparse - expected.sparse).max() < 1e-4
-    largest = [
-        np.abs(sample_inputs(model, [SENTENCES[0]])["layer.0.qkv"]).max()
-        for model in (checkpoint, load_checkpoint(folder))
-    ]
-    assert largest[1] > 3 * largest[0]
 
 
 def test_calibration_takes_the_users_own_texts(

@@ -2,12 +2,13 @@
 
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from types import CodeType, FrameType, ModuleType
+from types import FrameType, ModuleType
 from typing import Any, TypeVar
 
 Value = TypeVar("Value")
+MOST_STEPS = 5000
 
 
 def interrupted_after(
@@ -17,8 +18,8 @@ def interrupted_after(
 
     Returns
     -------
-    The function's value, and whether it has that many steps: it returned before the error was due, or it raised it
-    (then the value is None), or it swallowed it (then the error is raised here).
+    value : the function's value, or None if it raised the error
+    was_due : whether the function has that many steps
     """
     files = {module.__file__ for module in modules}
     n_done, was_due = 0, False
@@ -26,7 +27,7 @@ def interrupted_after(
     def trace(frame: FrameType, event: str, _: Any) -> Any:
         nonlocal n_done, was_due
         if event == "call":
-            frame.f_trace_opcodes = is_traced(frame.f_code)
+            frame.f_trace_opcodes = frame.f_code.co_filename in files
             return trace if frame.f_trace_opcodes else None
         if event == "opcode":
             n_done += 1
@@ -34,9 +35,6 @@ def interrupted_after(
                 was_due = True
                 raise error
         return trace
-
-    def is_traced(code: CodeType) -> bool:
-        return code.co_filename in files
 
     sys.settrace(trace)
     try:
@@ -46,6 +44,19 @@ def interrupted_after(
     finally:
         sys.settrace(None)
     return value, was_due
+
+
+def steps_until_done(
+    error: BaseException, modules: tuple[ModuleType, ...], make_call: Callable[[], Callable[[], Value]]
+) -> Iterator[tuple[int, Value | None]]:
+    """Yield 1, 2, ... and the value of a call that was interrupted after so many steps, until it has no more steps."""
+    for n_steps in range(1, MOST_STEPS):
+        value, was_due = interrupted_after(n_steps, error, modules, make_call())
+        yield n_steps, value
+        if not was_due:
+            assert value is not None
+            return
+    raise AssertionError("the call has no end")
 
 
 def in_thread(function: Callable[[], Value]) -> "Future[Value]":

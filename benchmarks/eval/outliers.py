@@ -1,22 +1,25 @@
-"""Copy a checkpoint and add outlier channels to it: the same function in exact arithmetic, harder to quantize.
+"""Copy a checkpoint and give it outlier channels: the same function in exact arithmetic, harder to quantize.
 
-usage: python scripts/add_outliers.py CHECKPOINT FOLDER
+usage: python -m benchmarks.eval.outliers CHECKPOINT FOLDER
 
-Encoders such as XLM-R have channels that are large for every token. Here a few channels of each LayerNorm output that a
-layer reads get a constant added, by way of the LayerNorm's bias, and whatever reads them takes it back in its own bias:
-the query, key and value or the first feed-forward product, and, for the residual, what is added to it.
+Encoders such as XLM-R have channels that are large for every token. Here the bias of every LayerNorm moves a few
+channels by a constant. Every reader of the LayerNorm's output takes the constant back in its own bias: the query, key
+and value or the first feed-forward product, and for the residual the product that is added to it.
 """
 
-import argparse
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
 N_CHANNELS = 4
-SIZE = 40.0  # in standard deviations of the LayerNorm's output
-ATTENTION = [f"attention.self.{part}" for part in ("query", "key", "value")]
+SIZE = 40.0  # of the constant, in standard deviations of the LayerNorm's output
+BLOCKS = (  # of a layer: readers of the LayerNorm before it, the product added to the residual, and the next LayerNorm
+    ([f"attention.self.{part}" for part in ("query", "key", "value")], "attention.output.dense", "attention.output"),
+    (["intermediate.dense"], "output.dense", "output"),
+)
 
 
 def add_outliers(checkpoint: Path, folder: Path) -> Path:
@@ -29,24 +32,17 @@ def add_outliers(checkpoint: Path, folder: Path) -> Path:
     signs = rng.choice([-1.0, 1.0], N_CHANNELS)
     norm = "embeddings.LayerNorm"
     for layer in (f"encoder.layer.{i}." for i in range(n_layers)):
-        for readers, added, following in (
-            (ATTENTION, "attention.output.dense", "attention.output.LayerNorm"),
-            (["intermediate.dense"], "output.dense", "output.LayerNorm"),
-        ):
+        for readers, added, following in BLOCKS:
             outliers = np.zeros_like(tensors[f"{norm}.bias"])
             outliers[channels] = signs * SIZE * np.sqrt(np.mean(tensors[f"{norm}.weight"] ** 2))
             tensors[f"{norm}.bias"] += outliers
             for reader in readers:
                 tensors[f"{layer}{reader}.bias"] -= tensors[f"{layer}{reader}.weight"] @ outliers
             tensors[f"{layer}{added}.bias"] -= outliers
-            norm = f"{layer}{following}"
+            norm = f"{layer}{following}.LayerNorm"
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     return folder
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Copy a checkpoint and add outlier channels to it.")
-    parser.add_argument("checkpoint", type=Path)
-    parser.add_argument("folder", type=Path)
-    arguments = parser.parse_args()
-    add_outliers(arguments.checkpoint, arguments.folder)
+    print(add_outliers(*map(Path, sys.argv[1:])))

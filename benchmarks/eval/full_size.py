@@ -1,0 +1,95 @@
+"""Measure a full-size model on CPU: sizes, and time and peak memory of export, load, and a text of 8192 tokens.
+
+usage: python -m benchmarks.eval.full_size [--checkpoint FOLDER] [--output JSON]
+
+Without a checkpoint, one with random weights is made. Each step runs in a process of its own, so that its peak memory
+is its own. Needs 9 GB of disk for a while.
+"""
+
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from importlib import import_module
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.eval.files import report_parser, write_report
+from bgem3.runtime import BGEM3Model
+from bgem3.runtime.bench import seconds_of
+from bgem3.runtime.machine import resident_bytes
+
+N_TOKENS = 8192
+Report = dict[str, Any]
+
+
+def main() -> None:
+    """Measure, and write the report."""
+    parser = report_parser(__doc__, "full_size_cpu.json")
+    parser.add_argument("--checkpoint", type=Path, help="default: full size, random weights")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        report = measure(Path(folder), arguments.checkpoint)
+    write_report(arguments.output, report, ("torch",))
+
+
+def measure(folder: Path, checkpoint: Path | None = None) -> Report:
+    """Export and encode; return sizes in bytes, times in seconds and peak resident memory in bytes."""
+    if checkpoint is None:
+        checkpoint = folder / "checkpoint"
+        run_apart(make_checkpoint, folder)
+    artifact = folder / "artifact"
+    report = {
+        "checkpoint_bytes": size(checkpoint),
+        "n_cpus": os.cpu_count(),
+        "export": run_apart(export, checkpoint, artifact),
+        "artifact_bytes": {path.name: size(path) for path in artifact.iterdir()},
+    }
+    return report | {precision: run_apart(encode, artifact, precision) for precision in ("fp16", "fp32")}
+
+
+def make_checkpoint(folder: Path) -> Report:
+    """Write a checkpoint with random weights."""
+    demo = import_module("scripts.make_demo_checkpoint").make_demo_checkpoint(folder / "demo")
+    import_module("scripts.make_random_checkpoint").make_full_size(folder, demo / "tokenizer.json")
+    return {}
+
+
+def export(checkpoint: Path, artifact: Path) -> Report:
+    """Export the checkpoint in every form but int8; return the parity with PyTorch."""
+    export_model = import_module("bgem3.export").export_model  # only this step's process imports torch
+    return {"parity": export_model(checkpoint, artifact, ("fp16", "fp32"), portable=True)["parity"]}
+
+
+def encode(artifact: Path, precision: str) -> Report:
+    """Load the artifact, encode a short text, and then a long one."""
+    start = time.perf_counter()
+    with BGEM3Model.load(artifact, "cpu", precision) as model:
+        report: Report = {"load_s": time.perf_counter() - start}
+        report["first_embedding_s"] = seconds_of(lambda: model.encode(["What is BM25?"])) + report["load_s"]
+        start = time.perf_counter()
+        found = model.encode(["honey " * N_TOKENS])
+    report |= {"encode_longest_s": time.perf_counter() - start, "n_tokens": int(found.n_tokens[0])}
+    return report | {"finite": bool(np.isfinite(found.multivector.packed).all())}
+
+
+def run_apart(step: Callable[..., Report], *arguments: object) -> Report:
+    """Run a step in a new process; add its time and its peak memory."""
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        start = time.perf_counter()
+        report = pool.submit(step, *arguments).result()
+        wall_s = time.perf_counter() - start
+        return report | {"wall_s": wall_s, "peak_bytes": pool.submit(resident_bytes).result()}
+
+
+def size(path: Path) -> int:
+    """Return the bytes of a file, or of all files in a folder."""
+    return sum(file.stat().st_size for file in [path, *path.rglob("*")] if file.is_file())
+
+
+if __name__ == "__main__":
+    main()
