@@ -19,7 +19,7 @@ Chart = dict[str, Any]
 
 OURS = "#d55e00"
 INK = "#757c85"  # contrast 4 to 1 with white and with a dark page
-STYLE = {
+STYLE: Any = {
     "svg.hashsalt": "bgem3",  # the same chart gets the same bytes
     "svg.fonttype": "none",  # text stays text, in the reader's font
     "font.family": "sans-serif",
@@ -30,7 +30,7 @@ STYLE = {
 
 def charts_of(report: Report) -> dict[str, Chart]:
     """Return the data of each chart that a report has figures for, by name."""
-    charts = {}
+    charts: dict[str, Chart] = {}
     for name, scenario, heads in (("throughput", "mix", "all heads"), ("throughput_dense", "mix dense", "dense alone")):
         rates = {label: round(timing.tokens_per_s, 3) for label, timing in timings(report, scenario).items()}
         bars = dict(sorted(rates.items(), key=lambda bar: -bar[1]))

@@ -6,7 +6,7 @@ import resource
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,7 +126,7 @@ class Comparison:
         with whole_file(self.path) as file:
             file.write((json.dumps(self.report, indent=1, ensure_ascii=False) + "\n").encode())
 
-    def _answers(self, encoder: Encoder, **job: Any) -> Iterator[dict[str, Any]]:
+    def _answers(self, encoder: Encoder, **job: Any) -> Generator[dict[str, Any]]:
         """Run a job in an encoder's process, and yield its answers."""
         files, log = self.work / encoder.peer.environment, self.work / f"{encoder.peer.name}-{encoder.precision}.log"
         files.mkdir(parents=True, exist_ok=True)

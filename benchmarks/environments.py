@@ -7,7 +7,8 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from bgem3.runtime.machine import resident_bytes
 
 ROOT = Path(__file__).parent.parent
 READY = ".ready"  # written last, so that an unfinished environment is made again
+EXIT_SECONDS = 10.0  # that a process may take to end after its last answer, before it is killed
 START = "import sys; sys.path.insert(0, sys.argv[1]); from benchmarks import worker; worker.main()"
 IMPORT = "import time; start = time.perf_counter(); import {}; print(time.perf_counter() - start)"
 
@@ -68,7 +70,7 @@ def last_line(text: str) -> str:
     return next((line.strip()[:300] for line in reversed(text.splitlines()) if line.strip()), "")
 
 
-def run_worker(peer: Peer, python: str, job: dict[str, Any], log: Path, timeout: float) -> Iterator[dict[str, Any]]:
+def run_worker(peer: Peer, python: str, job: dict[str, Any], log: Path, timeout: float) -> Generator[dict[str, Any]]:
     """Start `benchmarks.worker` on a job, and yield its answers.
 
     Parameters
@@ -105,7 +107,8 @@ def run_worker(peer: Peer, python: str, job: dict[str, Any], log: Path, timeout:
         assert process.stdin
         assert process.stdout
         try:
-            process.stdin.write(json.dumps(job | {"peer": peer.name}).encode() + b"\n")
+            with suppress(BrokenPipeError):
+                process.stdin.write(json.dumps(job | {"peer": peer.name}).encode() + b"\n")
             while True:
                 if not select.select([process.stdout], [], [], timeout)[0]:
                     raise EncoderError(f"no answer within {timeout:.0f} s")
@@ -114,6 +117,8 @@ def run_worker(peer: Peer, python: str, job: dict[str, Any], log: Path, timeout:
                 memory = {"rss_bytes": resident_bytes("VmRSS", process.pid)}
                 memory["peak_rss_bytes"] = resident_bytes("VmHWM", process.pid)
                 yield json.loads(line) | {"since_start_s": time.perf_counter() - start} | memory
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(EXIT_SECONDS)
         finally:
             process.kill()
     said = last_line(log.read_text(encoding="utf-8", errors="replace"))

@@ -33,32 +33,34 @@ GROUPS = {
 def main(arguments: Sequence[str]) -> int:
     """Write the documents and charts that are not current."""
     argparse.ArgumentParser(prog="python -m benchmarks report", description=__doc__).parse_args(arguments)
-    for path, write in stale_files(ROOT).items():
-        write()
+    for path, content in stale_files().items():
+        if isinstance(content, str):
+            path.write_text(content, encoding="utf-8")
+        else:
+            charts.draw(content, path)
         print(f"wrote {path.relative_to(ROOT)}")
     return 0
 
 
-def stale_files(root: Path) -> dict[Path, Callable[[], object]]:
-    """Return the documents and charts that are not what the reports give, each with what writes it.
+def stale_files() -> dict[Path, str | charts.Chart]:
+    """Return what the documents and charts should hold that are not what the reports give.
 
     A chart is compared by its data: its bytes depend on matplotlib's version.
     """
-    reports = read_reports(root / RESULTS.relative_to(ROOT))
-    texts = {root / PAGE: page(reports)}
-    for path in (root / name for name in DOCUMENTS):
+    reports = read_reports()
+    texts = {ROOT / PAGE: page(reports)}
+    for path in (ROOT / name for name in DOCUMENTS):
         if path.is_file():
             texts[path] = fill(path.read_text(encoding="utf-8"), reports[FIRST])
-    stale: dict[Path, Callable[[], object]] = {}
-    for path, text in texts.items():
-        if not path.is_file() or path.read_text(encoding="utf-8") != text:
-            stale[path] = lambda path=path, text=text: path.write_text(text, encoding="utf-8")
-    for name, report in reports.items():
-        for kind, chart in charts.charts_of(report).items():
-            path = root / "benchmarks" / "results" / f"{name}_{kind}.svg"
-            if charts.data_of(path) != chart:
-                stale[path] = lambda chart=chart, path=path: charts.draw(chart, path)
-    return stale
+    drawn = {
+        RESULTS / f"{name}_{kind}.svg": chart
+        for name, report in reports.items()
+        for kind, chart in charts.charts_of(report).items()
+    }
+    stale: dict[Path, str | charts.Chart] = {
+        path: text for path, text in texts.items() if not path.is_file() or path.read_text(encoding="utf-8") != text
+    }
+    return stale | {path: chart for path, chart in drawn.items() if charts.data_of(path) != chart}
 
 
 def fill(text: str, report: Report) -> str:

@@ -14,7 +14,7 @@ from benchmarks import tables
 from benchmarks.comparison import Comparison, Encoder, choose_encoders
 from benchmarks.peer import Settings, cpu_flags
 from benchmarks.results import FIRST, RESULTS, failures
-from benchmarks.workload import MIX, NAMES, QUICK, make_scenario
+from benchmarks.workload import MIX, NAMES, QUICK, make_scenario, text_tokens
 from bgem3.runtime.artifact import OUTPUTS, Artifact, is_artifact, read_artifact
 from bgem3.runtime.bench import ExactTexts
 from bgem3.runtime.cpus import available_cpus
@@ -24,7 +24,7 @@ from bgem3.runtime.tokenizer import TextTokenizer
 
 N_TURNS = 3
 QUICK_PEERS = ("torch-sdpa-fp32", "flagembedding-fp32")  # rivals that the repository's environment has
-N_CALIBRATION = 40  # texts for encoders that quantize
+CALIBRATION_TEXTS, LONGEST = 40, 200  # texts for encoders that quantize, and their characters; longer ones take hours
 INSTRUCTION_SETS = {"avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "avx512_fp16", "amx_int8", "amx_bf16"}
 """CPU flags that decide which matrix products a library takes."""
 
@@ -69,6 +69,7 @@ def check(options: argparse.Namespace) -> list[Encoder]:
     ValueError
         If an option is wrong; the message says which, and what it may be.
     """
+    options.has_named_scenarios = options.scenarios is not None
     options.scenarios = options.scenarios or (QUICK if options.quick else NAMES)
     if unknown := set(options.scenarios) - set(NAMES):
         raise ValueError(f"there is no scenario {sorted(unknown)}; there are {', '.join(NAMES)}")
@@ -78,11 +79,18 @@ def check(options: argparse.Namespace) -> list[Encoder]:
         folder = getattr(options, name)
         if folder is not None and not folder.is_dir():
             raise ValueError(f"--{name} must be a folder, found {folder}")
+    if options.artifact and (missing := set(options.precisions) - precisions_of(options.artifact)):
+        raise ValueError(f"{options.artifact} has no {', '.join(sorted(missing))}; name others with --precisions")
     if options.threads < 1 or options.timeout <= 0:
         raise ValueError("--threads and --timeout must be positive")
     options.work = options.work or Path("benchmarks/scratch", "quick" if options.quick else "full")
     options.output = options.output or (options.work / "report.json" if options.quick else RESULTS / f"{FIRST}.json")
     return choose_encoders(options.peers, options.precisions)
+
+
+def precisions_of(artifact: Path) -> set[str]:
+    """Return the precisions in which an artifact runs on a CPU."""
+    return {graph.precision for graph in read_artifact(artifact).graphs if graph.device == "cpu"}
 
 
 def find_artifact(options: argparse.Namespace) -> Path:
@@ -92,9 +100,8 @@ def find_artifact(options: argparse.Namespace) -> Path:
     if options.artifact:
         return Path(options.artifact)
     options.checkpoint = options.checkpoint or options.work / "checkpoint"
-    artifact = options.work / "artifact"
-    found = {graph.precision for graph in read_artifact(artifact).graphs} if is_artifact(artifact) else set()
-    if not found.issuperset(options.precisions):
+    artifact: Path = options.work / "artifact"
+    if not is_artifact(artifact) or set(options.precisions) - precisions_of(artifact):
         make_random = options.weights == "random"
         arguments = (options.checkpoint, artifact, tuple(options.precisions), make_random, options.quick)
         process = multiprocessing.get_context("spawn").Process(target=make_artifact, args=arguments)
@@ -129,18 +136,25 @@ def compare(options: argparse.Namespace, artifact: Artifact, encoders: Sequence[
     known = Reference.load(artifact.folder).texts
     exact = ExactTexts(tokenizer, spec, known)
     names = [name for name in NAMES if name in (MIX, *options.scenarios)]
+    if not options.has_named_scenarios:
+        names = [name for name in names if text_tokens(name) <= spec.max_length]
     scenarios = {name: make_scenario(name, exact, tokenizer, spec.max_length, n_turns) for name in names}
     paths = {"artifact": artifact.folder, "checkpoint": options.checkpoint, "portable": artifact.folder / "portable"}
     settings: Settings = {
         name: str(path.absolute()) if path and path.is_dir() else None for name, path in paths.items()
     }
-    settings |= {"device": "cpu", "threads": options.threads, "calibration": known[:N_CALIBRATION], **vars(spec)}
+    settings |= {"device": "cpu", "threads": options.threads, **vars(spec)}
+    settings["calibration"] = [text for text in known if 1 < len(text) <= LONGEST][:CALIBRATION_TEXTS]
     settings["special_ids"] = [spec.cls_id, spec.pad_id, spec.eos_id, spec.unk_id]
     machine = {"n_threads": options.threads, "instruction_sets": sorted(INSTRUCTION_SETS & cpu_flags())}
     report = {
         "environment": describe_machine("cpu") | machine,
         "settings": {"model": vars(spec), "weights": options.weights, "n_turns": n_turns, "timeout_s": options.timeout},
-        "scenarios": {name: {**scenarios[name], "texts": None} for name in names if name in options.scenarios},
+        "scenarios": {
+            name: {key: value for key, value in scenarios[name].items() if key != "texts"}
+            for name in names
+            if name in options.scenarios
+        },
     }
     Comparison(
         report=report,

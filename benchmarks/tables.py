@@ -123,16 +123,15 @@ def _rates(title: str, report: Report, name: str) -> Column:
 def conditions(report: Report) -> str:
     """Say on what the figures were measured, how, and with which versions."""
     settings, model = report["settings"], report["settings"]["model"]
-    versions = dict(report["environment"]["versions"])
-    for encoder in report["encoders"].values():
-        versions |= encoder.get("versions", {})
+    found = [report["environment"]["versions"], *(each.get("versions", {}) for each in report["encoders"].values())]
+    versions = dict.fromkeys(f"{name} {version}" for each in found for name, version in each.items())
     others = [cpus for cpus in report["cpus_used_by_others"] if cpus is not None]
     said = [
         machine(report),
         f"{model['n_layers']} layers of {model['hidden_size']}, {settings['weights']} weights",
         f"medians of up to {settings['n_turns']} interleaved turns",
         f"other processes used up to {max(others, default=0.0):.2f} CPUs meanwhile",
-        ", ".join(f"{name} {version}" for name, version in versions.items()),
+        ", ".join(versions),
     ]
     return f"{'; '.join(said)}. {settings.get('note', '')}".strip()
 

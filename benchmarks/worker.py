@@ -9,6 +9,7 @@ process, and the last line on standard error says what it was.
 """
 
 import contextlib
+import importlib
 import importlib.metadata
 import itertools
 import json
@@ -128,6 +129,8 @@ def main() -> None:
         peer.prepare(settings)
         answer(disk_bytes=sum(path.stat().st_size for path in peer.files(settings)), versions=versions(peer.packages))
     else:
+        for module in peer.modules:
+            importlib.import_module(module)
         start = time.perf_counter()
         encode = open_encoder(peer, settings)
         load_s = time.perf_counter() - start

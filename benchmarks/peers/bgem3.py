@@ -1,6 +1,7 @@
 """bgem3 itself."""
 
 from pathlib import Path
+from typing import Any
 
 from benchmarks.peer import Encode, Encoded, Peer, Settings
 
@@ -9,7 +10,7 @@ def open_bgem3(settings: Settings) -> Encode:
     """Load the artifact as users do."""
     from bgem3.runtime import BGEM3Model
 
-    model = BGEM3Model.load(settings["artifact"], "cpu", settings["precision"], settings["threads"])
+    model: Any = BGEM3Model.load(settings["artifact"], "cpu", settings["precision"], settings["threads"])
 
     def encode(texts: list[str], outputs: tuple[str, ...], _: int) -> Encoded:
         found = model.encode(texts, outputs)

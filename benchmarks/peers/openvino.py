@@ -15,7 +15,7 @@ from benchmarks.peer import Encode, Peer, Settings, require_bf16
 def prepare(settings: Settings) -> None:
     """Quantize the portable graph with NNCF's post-training quantization, calibrated on texts."""
     folder = Path(settings["files"])
-    if settings["precision"] != "int8" or (folder / "model.bin").exists():
+    if settings["precision"] != "int8" or (folder / "model.xml").exists():
         return
     import nncf
     import openvino
@@ -30,7 +30,9 @@ def prepare(settings: Settings) -> None:
         target_device=nncf.TargetDevice.CPU,
         subset_size=len(feeds),
     )
-    openvino.save_model(quantized, folder / "model.xml")
+    openvino.save_model(quantized, folder / "partial.xml")
+    for suffix in (".bin", ".xml"):  # the graph is renamed last, so that an unfinished one is not taken for a whole one
+        (folder / f"partial{suffix}").rename(folder / f"model{suffix}")
 
 
 def open_openvino(hint: str, settings: Settings) -> Encode:

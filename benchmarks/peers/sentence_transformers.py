@@ -8,15 +8,16 @@ from benchmarks.peer import Encode, Encoded, Peer, Settings, cpu_flags
 
 def prepare(settings: Settings) -> None:
     """Quantize with sentence-transformers' own function, for this CPU's instructions."""
-    from sentence_transformers import SentenceTransformer, export_dynamic_quantized_onnx_model, models
+    from sentence_transformers import SentenceTransformer, export_dynamic_quantized_onnx_model
+    from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
 
     folder = Path(settings["files"])
     if list(folder.glob("onnx/*int8*.onnx")):
         return
-    backbone = models.Transformer(settings["checkpoint"], max_seq_length=settings["max_length"])
-    pooling = models.Pooling(settings["hidden_size"], pooling_mode="cls")
+    backbone = Transformer(settings["checkpoint"], max_seq_length=settings["max_length"])
+    pooling = Pooling(settings["hidden_size"], pooling_mode="cls")
     source = folder / "fp32"
-    SentenceTransformer(modules=[backbone, pooling, models.Normalize()]).save(str(source))
+    SentenceTransformer(modules=[backbone, pooling, Normalize()]).save(str(source))
     model = SentenceTransformer(str(source), backend="onnx", device="cpu")
     model.save_pretrained(str(folder))
     kind = "avx512_vnni" if {"avx512_vnni", "avx_vnni"} & cpu_flags() else "avx2"

@@ -1,6 +1,7 @@
 """Encoders beside each other: which are measured, on what, and what is said where one cannot be."""
 
 import json
+import os
 import re
 import sys
 from collections.abc import Iterator
@@ -59,7 +60,7 @@ def compare(artifact: Path, checkpoint: Path, folder: Path, *options: str) -> di
     """Run the comparison's command in fp32 on one thread, and return its report."""
     places = ["--artifact", str(artifact), "--checkpoint", str(checkpoint), "--work", str(folder)]
     output = folder / "report.json"
-    run.main([*places, "--output", str(output), "--threads", "1", "--precisions", "fp32", *options])
+    run.main([*places, "--output", str(output), "--threads", "1", "--precisions", "fp32", *options])  # the last wins
     report: dict[str, Any] = json.loads(output.read_text(encoding="utf-8"))
     return report
 
@@ -82,6 +83,7 @@ def test_encoders_are_bgem3_in_its_precisions_and_then_the_peers_named() -> None
         (["--scenarios", "speed"], r"no scenario \['speed'\]; there are query 8, "),
         (["--artifact", "nowhere"], "--artifact must be a folder, found nowhere"),
         (["--checkpoint", "nowhere"], "--checkpoint must be a folder, found nowhere"),
+        (["--artifact", ".", "--precisions", "int8"], "has no manifest.json|no manifest"),
         (["--threads", "0"], "must be positive"),
     ],
 )
@@ -165,10 +167,13 @@ def test_agreement_looks_at_all_heads() -> None:
 def test_an_environment_is_made_once_and_a_failure_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     peer = PEERS["openvino"]
     assert find_python(PEERS["bgem3"], tmp_path) == find_python(peer, None) == sys.executable
-    monkeypatch.setattr("shutil.which", lambda _: None)
-    monkeypatch.setenv("PIP_NO_INDEX", "1")
-    with pytest.raises(EncoderError, match=r"pip install .* failed: .*No matching distribution"):
+    uv = tmp_path / "uv"
+    uv.write_text("#!/bin/sh\necho no such package\nexit 1\n")
+    uv.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    with pytest.raises(EncoderError, match=r"uv venv .* failed: no such package"):
         find_python(peer, tmp_path)
+    (tmp_path / peer.environment).mkdir()
     (tmp_path / peer.environment / READY).touch()
     assert Path(find_python(peer, tmp_path)) == tmp_path / peer.environment / "bin/python"
 
@@ -189,13 +194,13 @@ def test_a_process_that_dies_or_hangs_says_so(
 
 
 def test_real_processes_are_timed_and_agree(random_artifact: Path, random_checkpoint: Path, tmp_path: Path) -> None:
-    options = ["--quick", "--peers", "torch-sdpa-fp32", "--scenarios", "query 16", "mix", "clients 4"]
+    options = ["--quick", "--precisions", "fp32", "fp16", "--peers", "--scenarios", "query 16", "mix", "clients 4"]
     report = compare(random_artifact, random_checkpoint, tmp_path, *options)
-    assert len(report["encoders"]) == 2
+    assert list(report["encoders"]) == ["bgem3 fp32", "bgem3 fp16"]
     for found in report["encoders"].values():
         assert "not_run" not in found, json.dumps(found)
-        assert found["agreement"]["multivector_min_cosine"] > 0.9999
-        assert found["agreement"]["sparse_max_difference"] < 1e-4
+        assert found["agreement"]["multivector_min_cosine"] > 0.999
+        assert found["agreement"]["sparse_max_difference"] < 1e-2
         assert set(found["scenarios"]) == set(report["scenarios"])
         assert found["import_s"][0] > 0.01, "a fresh interpreter has imported nothing before"
         assert found["cold_start_s"][0] > found["load_s"][0] + found["first_s"][0]

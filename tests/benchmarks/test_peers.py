@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.padded import lexical, padded_batches
 from benchmarks.peer import ALL_HEADS, Encode, Settings, cpu_flags, require_bf16
 from benchmarks.peers import PEERS, pytorch
 from bgem3.export.reference import SENTENCES
@@ -34,8 +33,10 @@ def settings(
 
 def assert_equals_bgem3(encode: Encode, model: BGEM3Model) -> None:
     found, expected = encode(TEXTS, ALL_HEADS, 4), model.encode(TEXTS)
+    assert found.dense is not None
     assert found.lexical is not None
     assert found.multivector is not None
+    assert expected.dense is not None
     np.testing.assert_allclose(found.dense, expected.dense, atol=TOLERANCE)
     for ours, theirs in zip(expected.multivector, found.multivector, strict=True):
         np.testing.assert_allclose(theirs, ours, atol=TOLERANCE)
@@ -44,7 +45,8 @@ def assert_equals_bgem3(encode: Encode, model: BGEM3Model) -> None:
         assert named == pytest.approx({key: float(value) for key, value in weights.items()}, abs=TOLERANCE)
     dense_alone = encode(TEXTS[:1], ("dense",), 1)
     assert dense_alone.dense is not None
-    assert dense_alone.lexical is dense_alone.multivector is None
+    assert dense_alone.lexical is None
+    assert dense_alone.multivector is None
 
 
 @pytest.mark.filterwarnings("ignore")  # optimum's, of its tracing
@@ -70,6 +72,7 @@ def test_pytorch_over_packed_tokens_is_close_to_bgem3_on_cuda(settings: Settings
         pytest.skip("PyTorch sees no CUDA device")
     encode = pytorch.open_packed(settings | {"device": "cuda:0", "precision": "fp16"})
     found, expected = encode(TEXTS, ALL_HEADS, 1), random_model.encode(TEXTS)
+    assert found.dense is not None
     assert (found.dense * expected.dense).sum(1).min() > 0.999
     for ours, theirs in zip(expected.multivector, found.multivector or (), strict=True):
         assert (ours * theirs).sum(1).min() > 0.999
@@ -95,18 +98,6 @@ def test_a_peer_with_an_environment_has_a_version_and_what_the_worker_needs(name
     if name != "bgem3":
         assert any("==" in package for package in peer.packages)
         assert {re.split(r"[\[=]", package)[0] for package in peer.packages} >= {"numpy", "tokenizers"}
-
-
-def test_texts_are_padded_to_the_longest_of_their_batch() -> None:
-    batches = list(padded_batches([[5, 6], [7], [8, 9, 10]], 2, pad_id=1))
-    assert [batch for batch, _ in batches] == [[2, 0], [1]]
-    assert batches[0][1]["input_ids"].tolist() == [[8, 9, 10], [5, 6, 1]]
-    assert batches[0][1]["attention_mask"].tolist() == [[1, 1, 1], [1, 1, 0]]
-
-
-def test_a_token_weighs_as_its_heaviest_occurrence() -> None:
-    sparse = [np.array([0.9, 0.2, 0.5, 0.3, 0.0, 0.9])]
-    assert lexical([[0, 7, 8, 7, 9, 2]], sparse, special_ids=[0, 2]) == [{8: 0.5, 7: 0.3}]
 
 
 def test_bf16_is_refused_where_the_cpu_only_imitates_it(monkeypatch: pytest.MonkeyPatch) -> None:
