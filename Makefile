@@ -48,8 +48,8 @@ types: setup ## mypy, strict
 bench: setup ## bgem3 and every other encoder that can run, full size: an hour, 30 GB of disk (see the script)
 	$(BIN)/python scripts/bench_latency.py
 
-bench-gpu: setup ## everything measured on a CUDA device (DEVICE=gpu)
-	$(BIN)/bgem3 bench --device cuda --output benchmarks/cuda.json
+bench-gpu: setup ## everything that only a CUDA device can show (DEVICE=gpu)
+	$(BIN)/python -m benchmarks gpu
 
 render: setup ## write the benchmarks' tables and plots from the reports in benchmarks/
 	$(BIN)/python scripts/render_benchmarks.py
