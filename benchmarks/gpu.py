@@ -7,15 +7,11 @@ weights. PyTorch gives the rate of matrix products, the names of CUDA kernels, a
 """
 
 import argparse
-import ctypes
 import importlib
 import json
-import os
-import re
 import sys
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -29,9 +25,10 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.kernels import attention_kernels, kernel_seconds
 from benchmarks.peers import pytorch
 from bgem3.runtime.artifact import OUTPUTS, ModelSpec, Output, read_artifact
-from bgem3.runtime.bench import Effort, ExactTexts, measure, passages, seconds_of
+from bgem3.runtime.bench import Effort, ExactTexts, measure, passages
 from bgem3.runtime.cpus import available_cpus
 from bgem3.runtime.device import check_device, require_cuda
 from bgem3.runtime.machine import describe_machine, memory_in_use
@@ -40,8 +37,6 @@ from bgem3.runtime.ort import onnxruntime_errors
 from bgem3.runtime.reference import Reference
 from bgem3.runtime.tokenizer import TextTokenizer
 
-KERNEL_LOG = "ORT_ENABLE_ATTENTION_KERNEL_DEBUG_INFO"  # ONNX Runtime reads it when it opens a session
-KERNEL_LINE = re.compile(r"Operator=(\S+).*? DataType=(\S+) SdpaKernel=([A-Z_]+)")
 LENGTHS = (16, 128, 512, 2048, 8192)
 BULK = ((128, 128), (64, 512), (32, 2048))  # texts and tokens per text: several micro-batches each
 N_MIXED = 1024  # texts of mixed lengths
@@ -50,7 +45,6 @@ MATRIX_SHAPES = ((16384, 1024, 4096), (8192, 8192, 8192))  # (m, k, n): BGE-M3's
 N_THREADS = 4  # that encode at the same time while results are compared
 MAX_DIFFERENCE = 2e-3  # between threads: float16 sums in the order of other micro-batches
 N_SHAPES, N_POINTS = 2000, 10  # batches of random shapes, and how often memory is read meanwhile
-N_KERNELS = 20  # CUDA kernels listed
 EXPECTED_ERRORS = (ArithmeticError, AttributeError, ImportError, OSError, RuntimeError, TypeError, ValueError)
 BGEM3: dict[str, dict[str, Any]] = {  # options of BGEM3Model.load; a model that captures graphs has one worker
     "bgem3": {},
@@ -123,17 +117,10 @@ class Probe:
         return self._compare((*BGEM3, *TORCH), self._bulk) | {"bgem3, dense alone": dense["bgem3"]}
 
     def kernels(self) -> dict[str, Any]:
-        """Return the seconds of each CUDA kernel in one call; two streams may overlap."""
+        """Return the seconds of each CUDA kernel in one call."""
         if self._device == "cpu":
             raise ValueError("only a CUDA device has CUDA kernels")
-        profiler = importlib.import_module("torch").profiler
-        texts = self._exact(512, 32)
-        with self._load() as model:
-            model.encode(texts)
-            with profiler.profile(activities=[profiler.ProfilerActivity.CUDA]) as profile:
-                seconds = seconds_of(partial(model.encode, texts))
-        times = Counter({row.key: row.self_device_time_total / 1e6 for row in profile.key_averages()})
-        return {"call_s": seconds, "device_s": times.total(), "kernels_s": dict(times.most_common(N_KERNELS))}
+        return kernel_seconds(self._load, self._exact(512, 32))
 
     def memory(self) -> dict[str, Any]:
         """Return memory in use while batches of random shapes run, how much it grew, and what closing gives back."""
@@ -195,37 +182,6 @@ class Probe:
 STEPS = ("matrix_rate", "attention_kernels", "threads", "query", "bulk", "kernels", "memory")
 
 
-def attention_kernels(load: Callable[[], BGEM3Model], texts: dict[int, list[str]]) -> dict[str, dict[str, int]]:
-    """Return the attention kernels that ONNX Runtime says it took, by the tokens of the texts.
-
-    Parameters
-    ----------
-    load : loads the model; the environment variable is set meanwhile
-    texts : by number of tokens
-
-    Returns
-    -------
-    By number of tokens: how many nodes ran with each operator, data type and kernel.
-
-    Raises
-    ------
-    RuntimeError
-        If ONNX Runtime named no kernel for a text.
-    """
-    found = {}
-    os.environ[KERNEL_LOG] = "1"
-    try:
-        with load() as model:
-            for n_tokens, some in texts.items():
-                lines = KERNEL_LINE.findall(printed_by(partial(model.encode, some)))
-                found[str(n_tokens)] = dict(Counter(" ".join(line) for line in lines))
-    finally:
-        del os.environ[KERNEL_LOG]
-    if not all(found.values()):
-        raise RuntimeError(f"ONNX Runtime did not name its attention kernels for every length: {found}")
-    return found
-
-
 def encoder_flop(lengths: NDArray[np.integer], spec: ModelSpec) -> int:
     """Count the floating-point operations of all three heads; padding counts for nothing.
 
@@ -241,21 +197,6 @@ def encoder_flop(lengths: NDArray[np.integer], spec: ModelSpec) -> int:
     attention = 4 * d * int((lengths.astype(np.int64) ** 2).sum())
     heads = 2 * d * tokens + 2 * d * spec.multivector_size * (tokens - len(lengths))
     return spec.n_layers * (linear + attention) + heads
-
-
-def printed_by(run: Callable[[], object]) -> str:
-    """Call a function, and return what libraries printed on standard output meanwhile."""
-    with tempfile.TemporaryFile() as file:
-        standard_output = os.dup(1)
-        os.dup2(file.fileno(), 1)
-        try:
-            run()
-            ctypes.CDLL(None).fflush(None)
-        finally:
-            os.dup2(standard_output, 1)
-            os.close(standard_output)
-        file.seek(0)
-        return file.read().decode(errors="replace")
 
 
 def attempt(step: Callable[[], dict[str, Any]]) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Time scores and search beside FlagEmbedding's loops, PyTorch and SciPy, on one machine.
 
-usage: python -m benchmarks.eval.search [--parts maxsim lexical search] [--corpus 10000 30000 100000] [--work FOLDER]
+usage: python -m benchmarks.eval.search [--corpus 10000 30000 100000] [--work FOLDER] [--output JSON]
 
 Vectors are random, of BGE-M3's width. Lengths are log-normal with XQuAD's parameters; token ids follow Zipf's law.
 Results are compared before anything is timed; the encoders take turns, and medians are reported. Where a rival would
@@ -8,7 +8,6 @@ take minutes or more memory than there is, it is timed on a part, and its time i
 for 100,000 passages.
 """
 
-import json
 import shutil
 import statistics
 import tempfile
@@ -40,26 +39,22 @@ N_COPIED = 2500  # passages that memory holds a second time, padded or in compac
 FLAG_PAIRS = (100, 2000)  # queries and passages that FlagEmbedding's dict loop is timed on
 N_PER_PART = 5000  # passages of a corpus made at once
 N_QUERIES = 50
-PARTS = ("maxsim", "lexical", "search")
 Array = NDArray[Any]
 
 
 def main() -> None:
-    """Measure some parts; keep the report's others."""
+    """Measure, and write the report."""
     parser = report_parser(__doc__, "search_cpu.json")
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--corpus", type=int, nargs="+", default=[10_000, 30_000, 100_000], help="sizes to search")
     parser.add_argument("--work", type=Path, help="where corpora are written; default: a temporary folder")
     arguments = parser.parse_args()
-    report = json.loads(arguments.output.read_text()) if arguments.output.exists() else {}
-    report["threads"] = available_cpus()
-    if "maxsim" in arguments.parts:
-        report["maxsim"] = {str(n): maxsim(n, n_repeats) for n, n_repeats in ((100, 25), (10_000, 5))}
-    if "lexical" in arguments.parts:
-        report["lexical"] = lexical(1000, 100_000, 5)
-    if "search" in arguments.parts:
-        with tempfile.TemporaryDirectory(dir=arguments.work) as folder:
-            report["search"] = {str(n): search(n, Path(folder) / str(n)) for n in arguments.corpus}
+    with tempfile.TemporaryDirectory(dir=arguments.work) as folder:
+        report = {
+            "threads": available_cpus(),
+            "maxsim": {"100": maxsim(100, 25), "10000": maxsim(10_000, 5)},
+            "lexical": lexical(1000, 100_000, 5),
+            "search": {str(n): search(n, Path(folder) / str(n)) for n in arguments.corpus},
+        }
     write_report(arguments.output, report, ("FlagEmbedding", "scipy", "torch"))
 
 

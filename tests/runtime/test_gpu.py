@@ -10,7 +10,7 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from benchmarks.gpu import attention_kernels
+from benchmarks.kernels import attention_kernels
 from bgem3.export import export_model
 from bgem3.export.reference import SENTENCES
 from bgem3.runtime import BGEM3Model, DeviceMemoryError
