@@ -174,7 +174,6 @@ class Probe:
                 "special_ids": [spec.cls_id, spec.pad_id, spec.eos_id, spec.unk_id],
                 "n_heads": spec.n_heads,
             },
-            "",
         )
         yield lambda texts: encode(texts, outputs, TORCH_BATCH)
 
