@@ -48,8 +48,8 @@ types: setup ## mypy, strict
 bench: setup ## bgem3 beside every other encoder: an hour or two, 30 GB of disk; QUICK=1: two rivals, two minutes
 	$(BIN)/python $(if $(QUICK),-m benchmarks run --quick,scripts/bench_latency.py)
 
-bench-gpu: setup ## everything measured on a CUDA device (DEVICE=gpu)
-	$(BIN)/bgem3 bench --device cuda --output benchmarks/cuda.json
+bench-gpu: setup ## everything that only a CUDA device can show (DEVICE=gpu)
+	$(BIN)/python -m benchmarks gpu
 
 render: setup ## write the benchmarks' tables and charts from the reports in benchmarks/results
 	$(BIN)/python -m benchmarks report

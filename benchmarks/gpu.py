@@ -7,15 +7,11 @@ weights. PyTorch gives the rate of matrix products, the names of CUDA kernels, a
 """
 
 import argparse
-import ctypes
 import importlib
 import json
-import os
-import re
 import sys
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -29,9 +25,10 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.kernels import attention_kernels, kernel_seconds
 from benchmarks.peers import pytorch
-from bgem3.runtime.artifact import OUTPUTS, ModelSpec, read_artifact
-from bgem3.runtime.bench import Effort, ExactTexts, measure, passages, seconds_of
+from bgem3.runtime.artifact import OUTPUTS, ModelSpec, Output, read_artifact
+from bgem3.runtime.bench import Effort, ExactTexts, measure, passages
 from bgem3.runtime.cpus import available_cpus
 from bgem3.runtime.device import check_device, require_cuda
 from bgem3.runtime.machine import describe_machine, memory_in_use
@@ -40,8 +37,6 @@ from bgem3.runtime.ort import onnxruntime_errors
 from bgem3.runtime.reference import Reference
 from bgem3.runtime.tokenizer import TextTokenizer
 
-KERNEL_LOG = "ORT_ENABLE_ATTENTION_KERNEL_DEBUG_INFO"  # ONNX Runtime reads it when it opens a session
-KERNEL_LINE = re.compile(r"Operator=(\S+).*? DataType=(\S+) SdpaKernel=([A-Z_]+)")
 LENGTHS = (16, 128, 512, 2048, 8192)
 BULK = ((128, 128), (64, 512), (32, 2048))  # texts and tokens per text: several micro-batches each
 N_MIXED = 1024  # texts of mixed lengths
@@ -50,14 +45,13 @@ MATRIX_SHAPES = ((16384, 1024, 4096), (8192, 8192, 8192))  # (m, k, n): BGE-M3's
 N_THREADS = 4  # that encode at the same time while results are compared
 MAX_DIFFERENCE = 2e-3  # between threads: float16 sums in the order of other micro-batches
 N_SHAPES, N_POINTS = 2000, 10  # batches of random shapes, and how often memory is read meanwhile
-N_KERNELS = 20  # CUDA kernels listed
 EXPECTED_ERRORS = (ArithmeticError, AttributeError, ImportError, OSError, RuntimeError, TypeError, ValueError)
-BGEM3 = {  # options of BGEM3Model.load; a model that captures graphs has one worker
+BGEM3: dict[str, dict[str, Any]] = {  # options of BGEM3Model.load; a model that captures graphs has one worker
     "bgem3": {},
     "bgem3, captured graphs": {"cuda_graphs": True},
     **{f"bgem3, budget {n}": {"token_budget": n} for n in (8192, 16384, 32768)},
 }
-TORCH = {"PyTorch SDPA": partial(pytorch.open_padded, "sdpa"), "PyTorch packed": pytorch.open_packed}
+TORCH: dict[str, Any] = {"PyTorch SDPA": partial(pytorch.open_padded, "sdpa"), "PyTorch packed": pytorch.open_packed}
 
 
 class Probe:
@@ -99,8 +93,7 @@ class Probe:
 
     def attention_kernels(self) -> dict[str, Any]:
         """Return the attention kernels taken for one text of each length."""
-        texts = {n: self._exact(n) for n in LENGTHS if n <= self._spec.max_length}
-        return attention_kernels(self._load, texts)
+        return attention_kernels(self._load, {n: self._exact(n) for n in LENGTHS if n <= self._spec.max_length})
 
     def threads(self) -> dict[str, Any]:
         """Encode the same texts in several threads at once, and compare with one thread's results."""
@@ -108,9 +101,8 @@ class Probe:
         with self._load() as model, ThreadPoolExecutor(N_THREADS) as pool:
             expected = model.encode(texts)
             found = list(pool.map(model.encode, [texts] * N_THREADS))
-        pairs = [(each.dense, expected.dense) for each in found]
-        pairs += [(each.multivector.packed, expected.multivector.packed) for each in found]
-        difference = max(float(abs(ours - theirs).max()) for ours, theirs in pairs)
+        arrays = [(each.dense, each.multivector.packed) for each in (expected, *found)]
+        difference = max(float(abs(a - b).max()) for each in arrays for a, b in zip(each, arrays[0], strict=True))
         if difference > MAX_DIFFERENCE:
             raise ArithmeticError(f"results of several threads differ by {difference:.2g} from those of one")
         return {"max_difference": difference}
@@ -125,17 +117,10 @@ class Probe:
         return self._compare((*BGEM3, *TORCH), self._bulk) | {"bgem3, dense alone": dense["bgem3"]}
 
     def kernels(self) -> dict[str, Any]:
-        """Return the seconds of each CUDA kernel in one call; two streams may overlap."""
+        """Return the seconds of each CUDA kernel in one call."""
         if self._device == "cpu":
             raise ValueError("only a CUDA device has CUDA kernels")
-        profiler = importlib.import_module("torch").profiler
-        texts = self._exact(512, 32)
-        with self._load() as model:
-            model.encode(texts)
-            with profiler.profile(activities=[profiler.ProfilerActivity.CUDA]) as profile:
-                seconds = seconds_of(partial(model.encode, texts))
-        times = Counter({row.key: row.self_device_time_total / 1e6 for row in profile.key_averages()})
-        return {"call_s": seconds, "device_s": times.total(), "kernels_s": dict(times.most_common(N_KERNELS))}
+        return kernel_seconds(self._load, self._exact(512, 32))
 
     def memory(self) -> dict[str, Any]:
         """Return memory in use while batches of random shapes run, how much it grew, and what closing gives back."""
@@ -155,11 +140,11 @@ class Probe:
         return {"mib": found | {"closed": memory_in_use(self._device)}, "growth_mib": growth}
 
     def _compare(
-        self, names: Sequence[str], workloads: dict[str, list[str]], outputs: Sequence[str] = OUTPUTS
+        self, names: Sequence[str], workloads: dict[str, list[str]], outputs: tuple[Output, ...] = OUTPUTS
     ) -> dict[str, Any]:
-        return {name: attempt(partial(self._time, name, workloads, tuple(outputs))) for name in names}
+        return {name: attempt(partial(self._time, name, workloads, outputs)) for name in names}
 
-    def _time(self, name: str, workloads: dict[str, list[str]], outputs: tuple[str, ...]) -> dict[str, Any]:
+    def _time(self, name: str, workloads: dict[str, list[str]], outputs: tuple[Output, ...]) -> dict[str, Any]:
         with self._open(name, outputs) as encode:
             return {workload: self._measure(partial(encode, texts), texts) for workload, texts in workloads.items()}
 
@@ -169,7 +154,7 @@ class Probe:
         return found | {"tflop_per_s": 1e-9 * encoder_flop(lengths, self._spec) / found["p50_ms"]}
 
     @contextmanager
-    def _open(self, name: str, outputs: tuple[str, ...]) -> Iterator[Callable[[list[str]], object]]:
+    def _open(self, name: str, outputs: tuple[Output, ...]) -> Iterator[Callable[[list[str]], object]]:
         if name in BGEM3:
             with self._load(**BGEM3[name]) as model:
                 yield partial(model.encode, outputs=outputs)
@@ -196,37 +181,6 @@ class Probe:
 STEPS = ("matrix_rate", "attention_kernels", "threads", "query", "bulk", "kernels", "memory")
 
 
-def attention_kernels(load: Callable[[], BGEM3Model], texts: dict[int, list[str]]) -> dict[str, dict[str, int]]:
-    """Return the attention kernels that ONNX Runtime says it took, by the tokens of the texts.
-
-    Parameters
-    ----------
-    load : loads the model; the environment variable is set meanwhile
-    texts : by number of tokens
-
-    Returns
-    -------
-    By number of tokens: how many nodes ran with each operator, data type and kernel.
-
-    Raises
-    ------
-    RuntimeError
-        If ONNX Runtime named no kernel for a text.
-    """
-    found = {}
-    os.environ[KERNEL_LOG] = "1"
-    try:
-        with load() as model:
-            for n_tokens, some in texts.items():
-                lines = KERNEL_LINE.findall(printed_by(partial(model.encode, some)))
-                found[str(n_tokens)] = dict(Counter(" ".join(line) for line in lines))
-    finally:
-        del os.environ[KERNEL_LOG]
-    if not all(found.values()):
-        raise RuntimeError(f"ONNX Runtime did not name its attention kernels for every length: {found}")
-    return found
-
-
 def encoder_flop(lengths: NDArray[np.integer], spec: ModelSpec) -> int:
     """Count the floating-point operations of all three heads; padding counts for nothing.
 
@@ -244,21 +198,6 @@ def encoder_flop(lengths: NDArray[np.integer], spec: ModelSpec) -> int:
     return spec.n_layers * (linear + attention) + heads
 
 
-def printed_by(run: Callable[[], object]) -> str:
-    """Call a function, and return what libraries printed on standard output meanwhile."""
-    with tempfile.TemporaryFile() as file:
-        standard_output = os.dup(1)
-        os.dup2(file.fileno(), 1)
-        try:
-            run()
-            ctypes.CDLL(None).fflush(None)
-        finally:
-            os.dup2(standard_output, 1)
-            os.close(standard_output)
-        file.seek(0)
-        return file.read().decode(errors="replace")
-
-
 def attempt(step: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """Return what a step measures, or why it could not."""
     expected: tuple[type[Exception], ...] = (*EXPECTED_ERRORS, *onnxruntime_errors())
@@ -270,36 +209,22 @@ def attempt(step: Callable[[], dict[str, Any]]) -> dict[str, Any]:
 
 def make_artifact(folder: Path) -> None:
     """Export a checkpoint of BGE-M3's size with random weights, in float16, to ``folder / "artifact"``."""
-    export = importlib.import_module("bgem3.export")
-    demo = importlib.import_module("scripts.make_demo_checkpoint").make_demo_checkpoint(folder / "demo")
-    random = importlib.import_module("scripts.make_random_checkpoint")
-    checkpoint = random.make_full_size(folder, demo / "tokenizer.json")
-    export.export_model(checkpoint, folder / "artifact", ("fp16",))
-
-
-def run_steps(probe: Probe, steps: Sequence[str], report: dict[str, Any], output: Path) -> dict[str, Any]:
-    """Run steps one by one; add each to the report, and write the report."""
-    start = time.perf_counter()
-    for name in steps:
-        print(f"{time.perf_counter() - start:6.0f} s  {name}", file=sys.stderr, flush=True)
-        report[name] = attempt(getattr(probe, name))
-        output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    return report
+    checkpoint = importlib.import_module("scripts.make_random_checkpoint").make_full_size(folder)
+    importlib.import_module("bgem3.export").export_model(checkpoint, folder / "artifact", ("fp16",))
 
 
 def speed_table(report: dict[str, Any]) -> Table:
     """Return the times of a query, and the tokens per second of many texts with their share of the matrix rate."""
-    best = max((rate for rate in report.get("matrix_rate", {}).values() if not isinstance(rate, str)), default=None)
+    rates = [rate for rate in report.get("matrix_rate", {}).values() if isinstance(rate, float)]
     table = Table("encoder", "texts", "p50 ms", "p99 ms", "tokens/s", "share of the matrix rate")
-    for step in ("query", "bulk"):
-        for encoder, workloads in report.get(step, {}).items():
-            for name, found in workloads.items():
-                if isinstance(found, str):  # why it did not run
-                    table.add_row(encoder, found)
-                    continue
-                share = f"{found['tflop_per_s'] / best:.1%}" if best else ""
-                times = (f"{found['p50_ms']:.2f}", f"{found['p99_ms']:.2f}", f"{found['tokens_per_s']:,.0f}")
-                table.add_row(encoder, name, *times, share)
+    for encoder, workloads in [*report.get("query", {}).items(), *report.get("bulk", {}).items()]:
+        for name, found in dict(workloads).items():
+            if name == "error":
+                table.add_row(encoder, found)
+                continue
+            share = f"{found['tflop_per_s'] / max(rates):.1%}" if rates else ""
+            times = (f"{found['p50_ms']:.2f}", f"{found['p99_ms']:.2f}", f"{found['tokens_per_s']:,.0f}")
+            table.add_row(encoder, name, *times, share)
     return table
 
 
@@ -325,7 +250,10 @@ def main(argv: Sequence[str] | None = None) -> int:
                 pool.submit(make_artifact, Path(folder)).result()
         report = describe_machine(arguments.device, ("bgem3", "numpy", "torch")) | {"is_quick": arguments.quick}
         probe = Probe(artifact, checkpoint, arguments.device, arguments.quick)
-        run_steps(probe, arguments.steps, report, arguments.output)
+        for name in arguments.steps:
+            print(time.strftime("%X"), name, file=sys.stderr, flush=True)
+            report[name] = attempt(getattr(probe, name))
+            arguments.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     Console().print(speed_table(report))
     failed = [name for name in arguments.steps if "error" in report[name]]
     for name in failed:

@@ -8,7 +8,7 @@ import torch
 from transformers import XLMRobertaConfig, XLMRobertaModel
 
 from bgem3.export.stored_tensors import Tensors, as_float32
-from bgem3.runtime.source import CheckpointError
+from bgem3.runtime.hub import CheckpointError
 
 EXPECTED_SETTINGS = {
     "model_type": "xlm-roberta",

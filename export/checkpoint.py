@@ -18,7 +18,8 @@ from bgem3.export.backbone import load_backbone, load_config
 from bgem3.export.heads import load_head
 from bgem3.export.stored_tensors import read_weights
 from bgem3.runtime.artifact import OUTPUTS, ModelSpec, Output, sha256_of
-from bgem3.runtime.source import CheckpointError, checkpoint_files, find_checkpoint, find_heads
+from bgem3.runtime.checkpoint_files import checkpoint_files, find_checkpoint, find_heads
+from bgem3.runtime.hub import CheckpointError
 from bgem3.runtime.tokenizer import load_tokenizer
 
 HEAD_FILE = {"sparse": "sparse_linear.pt", "multivector": "colbert_linear.pt"}

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from bgem3.export.stored_tensors import Tensors, as_float32, check_merged, read_tensors
-from bgem3.runtime.source import CheckpointError
+from bgem3.runtime.hub import CheckpointError
 
 
 def load_head(path: Path, n_inputs: int, weights: Tensors, n_outputs: int | None = None) -> torch.nn.Linear:

@@ -6,8 +6,9 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
-from bgem3.runtime.checkpoint_files import ADAPTER_TENSOR, MERGE, weight_files
-from bgem3.runtime.source import CheckpointError
+from bgem3.runtime.adapters import ADAPTER_TENSOR, MERGE
+from bgem3.runtime.checkpoint_files import weight_files
+from bgem3.runtime.hub import CheckpointError
 
 Tensors = dict[str, torch.Tensor]
 

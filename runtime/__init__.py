@@ -3,9 +3,9 @@
 from bgem3.runtime.artifact import ArtifactError
 from bgem3.runtime.cuda_session import DeviceMemoryError
 from bgem3.runtime.flagembedding import BGEM3FlagModel, FlagAutoModel
+from bgem3.runtime.hub import CheckpointError
 from bgem3.runtime.model import BGEM3Model
 from bgem3.runtime.parity import ParityError
-from bgem3.runtime.source import CheckpointError
 from bgem3.scoring import Embeddings, Scores
 
 __all__ = [

@@ -27,8 +27,8 @@ from bgem3.runtime.tokenizer import TextTokenizer
 
 LEAST_CALLS = 3  # timed calls of a workload, however long one takes: a median needs three
 PASSAGE_TOKENS, PASSAGE_SPREAD = 168, 0.41  # median and log deviation of lengths, as of XQuAD's English passages
-LEAST_SHARE = 0.01  # of a call's time; the table leaves out smaller ones, which would be most of its rows
-CONTROL_FLOW = ("If", "Loop")  # operators whose time holds that of the operators inside, which are listed too
+LEAST_SHARE = 0.01  # of a call's time; the table leaves out smaller shares, which would be most of its rows
+CONTROL_FLOW = ("If", "Loop")  # their time includes the operators inside, which the profile lists, too
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,9 +59,7 @@ EFFORTS = {
     "cpu": Effort(batches=((8, 128), (8, 16), (4, 512)), n_passages=16),
     "cuda": Effort(batches=((64, 128), (64, 512), (32, 2048)), n_passages=256, n_calls=500),
 }
-
-
-PROFILED = Effort(lengths=(16,), batches=((8, 128),), n_passages=0)  # workloads of which the time is divided
+PROFILED = Effort(lengths=(16,), batches=((8, 128),), n_passages=0)  # calls whose time is divided among the operators
 
 
 class ExactTexts:

@@ -1,54 +1,73 @@
-"""The files of a checkpoint, and the explanation of what a folder lacks. Needs no torch."""
+"""The files of a checkpoint, in a folder or on the hub, and what to do about missing ones. Needs no torch."""
 
 import hashlib
 import json
-import pickletools
 import re
-import zipfile
-import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
+from bgem3.runtime.adapters import MERGE, adapter_files, adapter_kind, tensor_names
 from bgem3.runtime.artifact import is_artifact, pointer_help, sha256_of
+from bgem3.runtime.hub import CheckpointError, download, explain_snapshot, find_snapshots, is_hub_id
 
-HEAD_FILES = ("sparse_linear.pt", "colbert_linear.pt")
+HEADS = {"sparse": "sparse_linear.pt", "multivector": "colbert_linear.pt"}
+HEAD_FILES = tuple(HEADS.values())
+HEADS_FROM = "BAAI/bge-m3"  # most fine-tunes were trained with its heads
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
-"""The backbone's file, or the name before ``.index.json`` of the list of its parts; the first that is there is read."""
+"""Names of the backbone's file, or of the index of its parts before ``.index.json``. The first one present is read."""
 
-LONGEST_HEADER = 1 << 26  # bytes; a safetensors header of BGE-M3 has 50 kB
-ADAPTER_FILES = ("adapter_config.*", "adapter_model.*", "adapter_model-*", "pytorch_adapter.*")
-ADAPTER_TENSOR = re.compile(
-    r"(^|\.)(lora_|ia3_|hada_|lokr_|oft_|boft_|vera_|vblora_|fourierft_|adapters\.|base_layer\.|modules_to_save\.)"
-)
-TENSOR_SUFFIXES = (".safetensors", ".bin", ".pt")
-ADAPTER_DEPTHS = ("", "*/", "*/*/")  # a trainer's checkpoint-500/, or adapters/NAME/
-MERGE = (
-    "merge it first: load the base model and the adapter with peft, call merge_and_unload(), and save the result with "
-    "save_pretrained() to a new folder, beside tokenizer.json and the heads. Move the adapter's files out of the "
-    "folder if the weights have been merged already"
-)
 OTHER_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".onnx", ".msgpack", ".h5", ".ot", ".gguf")
 
 
-class CheckpointError(ValueError):
-    """The checkpoint is missing, incomplete, damaged, or not of BGE-M3's form."""
+def find_checkpoint(source: str | Path, cache_dir: str | Path | None = None, heads: Sequence[str] = HEAD_FILES) -> Path:
+    """Return the local folder of a whole checkpoint, downloading it if ``source`` is a hub id.
 
-
-def checkpoint_files(folder: Path, heads: Sequence[str] = HEAD_FILES) -> list[Path]:
-    """List the files that decide what is exported, the given heads' among them, whether they are there or not."""
-    names = ("config.json", "tokenizer.json", *heads)
-    return [*(folder / name for name in names), *weight_files(folder)]
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """List the backbone's files: one, or the parts that an index names.
+    It must have the files of ``heads``, or their tensors among its weights.
 
     Raises
     ------
     CheckpointError
-        If the index cannot be read.
+        If it is neither a folder nor a model on the hub, a file is missing or a git-lfs pointer, or an adapter lies
+        beside the weights.
     """
+    is_local = Path(source).is_dir()
+    folder = Path(source) if is_local else _download_checkpoint(str(source), heads, cache_dir)
+    adapters = _adapter_files(folder)
+    if adapters:
+        names = ", ".join(path.relative_to(folder).as_posix() for path in adapters[:3])
+        raise CheckpointError(f"{source} holds {adapter_kind(adapters)} ({names}); {MERGE}")
+    files = checkpoint_files(folder, ())
+    advice = "; is it a whole BGE-M3 checkpoint?" if is_local else ""
+    _check_present(str(source), folder, [path.name for path in files if not path.is_file()], is_local, advice)
+    for path in (*files, *(folder / name for name in heads)):
+        _check_pointer(path)
+    missing = [name for name in heads if not (folder / name).is_file()]
+    missing = [name for name in missing if name not in _stored_heads(folder)]
+    _check_present(str(source), folder, missing, is_local, f"; {_ways_without(source, missing)}")
+    return folder
+
+
+def find_heads(source: str | Path, heads: Sequence[str], cache_dir: str | Path | None = None) -> Path:
+    """Return the local folder of a checkpoint's heads, or raise CheckpointError if one is missing.
+
+    Only these files are downloaded from the hub.
+    """
+    is_local = Path(source).is_dir()
+    folder = Path(source) if is_local else download(_checked_id(source), heads, cache_dir)
+    missing = [name for name in heads if not (folder / name).is_file()]
+    _check_present(f"heads_from={str(source)!r}", folder, missing, is_local, "; name a checkpoint that has them")
+    for name in heads:
+        _check_pointer(folder / name)
+    return folder
+
+
+def checkpoint_files(folder: Path, heads: Sequence[str] = HEAD_FILES) -> list[Path]:
+    """List the files that decide what is exported, present or not."""
+    return [*(folder / name for name in ("config.json", "tokenizer.json", *heads)), *weight_files(folder)]
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """List the backbone's files: one, or the parts that an index names. An unreadable index raises CheckpointError."""
     for name in WEIGHT_FILES:
         index = folder / f"{name}.index.json"
         if _is_listed(folder / name):
@@ -59,155 +78,58 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def checkpoint_hash(folder: Path) -> str:
-    """Return one hex SHA-256 over the names and contents of the checkpoint's files, an adapter's included."""
+    """Return one hex SHA-256 of the names and contents of the checkpoint's files, including those of adapters."""
     digest = hashlib.sha256()
-    stored = weight_heads(folder)
+    stored = _stored_heads(folder)
     heads = [name for name in HEAD_FILES if _is_listed(folder / name) or name not in stored]
-    for path in [*checkpoint_files(folder, heads), *adapter_files(folder)]:
+    for path in [*checkpoint_files(folder, heads), *_adapter_files(folder)]:
         digest.update(f"{path.name} {sha256_of(path)}\n".encode())
     return digest.hexdigest()
 
 
-def adapter_files(folder: Path) -> list[Path]:
-    """List the files of adapters (PEFT's, such as LoRA) in a folder, and, of a checkpoint, in two levels below it."""
-    depths = ADAPTER_DEPTHS if (folder / "config.json").is_file() else ADAPTER_DEPTHS[:1]
-    patterns = [f"{depth}{name}" for depth in depths for name in ADAPTER_FILES]
-    found = {path for pattern in patterns for path in folder.glob(pattern) if _is_listed(path)}
-    read = {*weight_files(folder), *(folder / name for name in HEAD_FILES)}  # in which export looks for adapters itself
-    others = {path for depth in depths for path in folder.glob(f"{depth}*") if path.suffix in TENSOR_SUFFIXES} - read
-    return sorted(found | {path for path in others if any(map(_is_lora, _tensor_names(path)))})
+def _adapter_files(folder: Path) -> list[Path]:
+    return adapter_files(folder, checkpoint_files(folder))
 
 
-def _is_lora(name: str) -> bool:
-    return ADAPTER_TENSOR.search(name) is not None and re.search(r"lora_\w+\.(\w+\.)?weight$", name) is not None
+def _stored_heads(folder: Path) -> set[str]:
+    """Return the heads' files whose tensors are among the weights, as trainers save whole models."""
+    names = {f".{name}" for path in weight_files(folder) for name in tensor_names(path)}
+    return {file for file in HEAD_FILES if any(name.endswith(f".{Path(file).stem}.weight") for name in names)}
 
 
-def weight_heads(folder: Path) -> set[str]:
-    """Return the head files whose layer the backbone's files hold, as whole models do that a trainer saves."""
-    names = {name for path in weight_files(folder) for name in _tensor_names(path)}
-    ends = {file: f"{file.removesuffix('.pt')}.weight" for file in HEAD_FILES}
-    return {file for file, end in ends.items() if any(f".{name}".endswith(f".{end}") for name in names)}
+def _download_checkpoint(source: str, heads: Sequence[str], cache_dir: str | Path | None) -> Path:
+    hub_id = _checked_id(source)
+    folder = Path()
+    for weights in ("model*.safetensors", "pytorch_model*.bin"):
+        folder = download(hub_id, ["*.json", *heads, weights], cache_dir)
+        if any(path.is_file() for path in weight_files(folder)):
+            break
+    return folder
 
 
-def missing_heads(folder: Path, heads: Sequence[str]) -> list[str]:
-    """Return the heads' files that are not there, and whose layers the weights do not hold."""
-    missing = [name for name in heads if not (folder / name).is_file()]
-    stored = weight_heads(folder) if missing else set()
-    return [name for name in missing if name not in stored]
-
-
-def check_adapters(folder: Path, source: str) -> None:
-    """Raise CheckpointError if a folder holds an adapter."""
-    adapters = adapter_files(folder)
-    if adapters:
-        names = ", ".join(path.relative_to(folder).as_posix() for path in adapters[:3])
-        raise CheckpointError(f"{source} holds {_adapter_kind(adapters)} ({names}); {MERGE}")
-
-
-def check_pointer(path: Path) -> None:
-    """Raise CheckpointError if a file is what git leaves in the place of one that git-lfs or git-annex keeps."""
-    help_ = pointer_help(path) if path.is_file() else None
-    if help_:
-        raise CheckpointError(f"{path} {help_.removeprefix('it ')}")
-
-
-def explain_missing(folder: Path, names: Sequence[str]) -> str | None:
-    """Say why a folder lacks files, and what to do, in the words that follow "SOURCE has no NAMES"; None if unknown."""
-    links = [folder / name for name in names if (folder / name).is_symlink()]
-    if links:
-        return (
-            f": {links[0]} is a link to {links[0].readlink()}, which is not there; get the file (`git annex get`, "
-            "`dvc pull`), or copy the checkpoint with what its links lead to"
+def _checked_id(source: str | Path) -> str:
+    """Return a hub id, or raise CheckpointError if it has another form."""
+    path = Path(source)
+    if path.is_file():
+        raise CheckpointError(f"{source} is a file; give the checkpoint's folder, {path.parent}")
+    if path.is_symlink():
+        raise CheckpointError(f"{source} is a link to {path.readlink()}, which is not there; check the path")
+    name, _, revision = str(source).rpartition("@")
+    if is_hub_id(name):
+        raise CheckpointError(
+            f"{source} names a revision, which is not taken; download it (`hf download {name} --revision {revision}`) "
+            "and give the folder that this prints"
         )
-    if is_artifact(folder):
-        return ": it is an exported artifact; give the checkpoint that it was exported from"
-    pointers = [name for name in names if (folder / f"{name}.dvc").is_file()]
-    if pointers:
-        return f", but {pointers[0]}.dvc; run `dvc pull` in {folder}"
-    snapshots = [] if (folder / "config.json").is_file() else hub_snapshots(folder)
-    if snapshots:
-        found = " or ".join(str(path) for path in snapshots[:3])
-        return f": it is a folder of the hub's cache, not a checkpoint; give the snapshot {found}, or the hub id"
-    if "config.json" in names:
-        return _explain_place(folder)
-    if "tokenizer.json" in names:
-        return _explain_tokenizer(folder)
-    if set(names) & set(WEIGHT_FILES):
-        return _explain_weights(folder)
-    if set(names) & set(HEAD_FILES):
-        return _explain_heads(folder, names)
-    return ", which the weights' index names; get the missing files, or the checkpoint again"
-
-
-def _explain_place(folder: Path) -> str | None:
-    names = (*WEIGHT_FILES, *(f"{name}.index.json" for name in WEIGHT_FILES))
-    candidates = sorted(path.parent for path in folder.glob("*/config.json"))
-    below = [place for place in candidates if any(_is_listed(place / name) for name in names)]
-    if below:
-        return f", but {' and '.join(str(path) for path in below[:3])} has one; is that the checkpoint?"
-    return None
-
-
-def _explain_tokenizer(folder: Path) -> str | None:
-    if not (folder / "sentencepiece.bpe.model").is_file():
-        return None
-    return (
-        ", but sentencepiece.bpe.model; write tokenizer.json with transformers: "
-        f"`AutoTokenizer.from_pretrained({str(folder)!r}).save_pretrained({str(folder)!r})`"
-    )
-
-
-def _explain_heads(folder: Path, names: Sequence[str]) -> str | None:
-    """Say which other forms of the heads there are, and how to store them as they are read."""
-    stems = [name.removesuffix(".pt") for name in names]
-    other = sorted(
-        path.name for path in folder.iterdir() if path.stem in stems and path.suffix in OTHER_WEIGHTS and path.is_file()
-    )
-    if not other:
-        return None
-    return f", but {', '.join(other)}; store each head's weight and bias with torch.save as {' and '.join(names)}"
-
-
-def _explain_weights(folder: Path) -> str | None:
-    """Say which weights there are instead."""
-    other = sorted(
-        path.name for path in folder.iterdir() if path.suffix in OTHER_WEIGHTS and path.name not in HEAD_FILES
-    )
-    if not other:
-        return None
-    expected = "only model.safetensors and pytorch_model.bin, whole or in parts with their index, are read"
-    variants = [re.fullmatch(r"(model|pytorch_model)\.\w+(\.safetensors|\.bin)", name) for name in other]
-    for variant in filter(None, variants):
-        name = "".join(variant.groups())
-        return f", but {', '.join(other)}; {expected}: rename {variant[0]} to {name} to export it"
-    return f", but {', '.join(other)}; {expected}: save the model with transformers' save_pretrained()"
-
-
-def hub_snapshots(folder: Path) -> list[Path]:
-    """List the snapshots with a config.json near a folder of the hub's cache: below it, or beside it.
-
-    The folder may be the cache itself, a repository's folder in it (``models--OWNER--NAME``), or one of the folders
-    in there. The snapshot that the branch ``main`` names comes first.
-    """
-    if folder.name in ("snapshots", "blobs", "refs"):
-        folder = folder.parent
-    repositories = [folder] if (folder / "snapshots").is_dir() else sorted(folder.glob("models--*"))
-    found = []
-    for repository in repositories:
-        main = _read_text(repository / "refs" / "main").strip()
-        snapshots = [path.parent for path in repository.glob("snapshots/*/config.json")]
-        found += sorted(snapshots, key=lambda path: (path.name != main, path.name))
-    return found
-
-
-def _is_listed(path: Path) -> bool:
-    """Tell whether a folder has an entry of this name, be it a link that leads nowhere."""
-    return path.is_file() or path.is_symlink()
+    if not is_hub_id(str(source)):
+        raise CheckpointError(
+            f"{source} is neither a folder nor a hub id of the form owner/name; check the path, or use 'BAAI/bge-m3'"
+        )
+    return str(source)
 
 
 def _parts(index: Path) -> list[str]:
     """Return the names of the files that an index names."""
-    check_pointer(index)
+    _check_pointer(index)
     try:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8-sig"))["weight_map"].values()))
         is_valid = bool(names) and all(Path(name).name == name for name in names)
@@ -220,47 +142,86 @@ def _parts(index: Path) -> list[str]:
     return names
 
 
-def _adapter_kind(adapters: list[Path]) -> str:
-    """Return "a LoRA adapter", or another kind if the adapter's settings name it."""
-    for path in adapters:
-        if path.name == "adapter_config.json":
-            try:
-                kind = json.loads(path.read_text(encoding="utf-8-sig"))["peft_type"]
-            except (OSError, ValueError, KeyError, TypeError, RecursionError):
-                continue
-            if isinstance(kind, str) and kind.upper() != "LORA":
-                return f"an adapter ({kind})"
-    return "a LoRA adapter"
+def _is_listed(path: Path) -> bool:
+    """Tell whether a folder has an entry of this name, even a link that leads nowhere."""
+    return path.is_file() or path.is_symlink()
 
 
-def _tensor_names(path: Path) -> Iterator[str]:
-    """Yield the names of a file's tensors, and, of one that torch.save wrote, its other texts; none if it is damaged.
-
-    What torch.save wrote is a pickle; its texts are listed, and nothing in it is run.
-    """
-    try:
-        if path.is_file():
-            yield from _header_names(path) if path.suffix == ".safetensors" else _pickled_texts(path)
-    except (OSError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error):
-        return
+def _check_pointer(path: Path) -> None:
+    """Raise CheckpointError if git-lfs or git-annex left a pointer in place of the file."""
+    help_ = pointer_help(path) if path.is_file() else None
+    if help_:
+        raise CheckpointError(f"{path} {help_.removeprefix('it ')}")
 
 
-def _header_names(path: Path) -> list[str]:
-    with path.open("rb") as file:
-        size = int.from_bytes(file.read(8), "little")
-        names: Any = json.loads(file.read(size)) if size <= LONGEST_HEADER else None
-    return list(names) if isinstance(names, dict) else []
+def _check_present(source: str, folder: Path, missing: Sequence[str], is_local: bool, advice: str) -> None:
+    """Raise CheckpointError if files are missing; ``advice`` is given where the folder shows no better one."""
+    if missing:
+        reason = _explain_missing(folder, missing) or ("" if is_local else explain_snapshot(folder)) + advice
+        raise CheckpointError(f"{source} has no {' and no '.join(missing)}{reason}")
 
 
-def _pickled_texts(path: Path) -> list[str]:
-    with zipfile.ZipFile(path) as archive:
-        (entry,) = (entry for entry in archive.infolist() if entry.filename.endswith("/data.pkl"))
-        pickled = archive.read(entry) if entry.file_size <= LONGEST_HEADER else b""
-    return [str(value) for code, value, _ in pickletools.genops(pickled) if code.name.endswith("UNICODE")]
+def _explain_missing(folder: Path, names: Sequence[str]) -> str | None:
+    """Say why a folder lacks files, and what to do, in the words that follow "SOURCE has no NAMES"; None if unknown."""
+    links = [folder / name for name in names if (folder / name).is_symlink()]
+    if links:
+        return (
+            f": {links[0]} is a link to {links[0].readlink()}, which is not there; get the file (`git annex get`, "
+            "`dvc pull`), or copy the checkpoint with what its links lead to"
+        )
+    if is_artifact(folder):
+        return ": it is an exported artifact; give the checkpoint that it was exported from"
+    pointers = [name for name in names if (folder / f"{name}.dvc").is_file()]
+    if pointers:
+        return f", but {pointers[0]}.dvc; run `dvc pull` in {folder}"
+    if not (folder / "config.json").is_file() and (snapshots := find_snapshots(folder)):
+        found = " or ".join(map(str, snapshots[:3]))
+        return f": it is a folder of the hub's cache, not a checkpoint; give the snapshot {found}, or the hub id"
+    if "config.json" in names:
+        stored = {path.parent for name in WEIGHT_FILES for path in folder.glob(f"*/{name}*")}
+        below = sorted(stored & {path.parent for path in folder.glob("*/config.json")})
+        return f", but {' and '.join(map(str, below[:3]))} has one; is that the checkpoint?" if below else None
+    if "tokenizer.json" in names:
+        if not (folder / "sentencepiece.bpe.model").is_file():
+            return None
+        return (
+            ", but sentencepiece.bpe.model; write tokenizer.json with transformers: "
+            f"`AutoTokenizer.from_pretrained({str(folder)!r}).save_pretrained({str(folder)!r})`"
+        )
+    if set(names) <= {*WEIGHT_FILES, *HEAD_FILES}:
+        return _explain_weights(folder, names)
+    return ", which the weights' index names; get the missing files, or the checkpoint again"
 
 
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, ValueError):
-        return ""
+def _explain_weights(folder: Path, names: Sequence[str]) -> str | None:
+    """Say which other forms of the weights or heads there are, and which form is read."""
+    found = sorted(
+        path.name for path in folder.iterdir() if path.suffix in OTHER_WEIGHTS and path.name not in HEAD_FILES
+    )
+    if set(names) <= set(HEAD_FILES):
+        stems = {Path(name).stem for name in names}
+        found = [name for name in found if Path(name).stem in stems]
+        how = f"store each head's weight and bias with torch.save as {' and '.join(names)}"
+    else:
+        how = "only model.safetensors and pytorch_model.bin, whole or in parts with their index, are read: "
+        variants = [re.fullmatch(r"(model|pytorch_model)\.\w+(\.safetensors|\.bin)", name) for name in found]
+        variant = next(filter(None, variants), None)
+        how += (
+            f"rename {variant[0]} to {''.join(variant.groups())} to export it"
+            if variant
+            else "save the model with transformers' save_pretrained()"
+        )
+    return f", but {', '.join(found)}; {how}" if found else None
+
+
+def _ways_without(source: str | Path, missing: Sequence[str]) -> str:
+    """Say what a checkpoint without some heads gives, and how to export it all the same."""
+    outputs = ["dense", *(output for output, file in HEADS.items() if file not in missing)]
+    without = f"export it without them (`bgem3 export CHECKPOINT FOLDER --outputs {' '.join(outputs)}`, {outputs=})"
+    others = (
+        f"take those of the model that it was tuned from (--heads-from {HEADS_FROM}, heads_from={HEADS_FROM!r}), or "
+    )
+    return (
+        "a checkpoint without its trained heads gives random sparse weights and multi-vectors; "
+        f"{'' if str(source) == HEADS_FROM else others}{without}"
+    )

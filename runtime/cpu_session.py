@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from bgem3.runtime.artifact import ArtifactError, verify_help
+from bgem3.runtime.artifact import Artifact, ArtifactError, verify_help
 from bgem3.runtime.coalescing import RequestCoalescer
 from bgem3.runtime.cpus import available_cpus
 from bgem3.runtime.custom_ops import library
 from bgem3.runtime.encoder_session import CLOSED, Finish
 from bgem3.runtime.forks import check_process, leave_to_parent
 from bgem3.runtime.heads import Arrays, check_arrays, head_rows, output_shapes, split_arrays
-from bgem3.runtime.manifest import ModelSpec, Output
+from bgem3.runtime.manifest import GraphEntry, Output
 from bgem3.runtime.ort import onnxruntime_errors, open_cpu_session
 from bgem3.runtime.packing import PackedBatch, cpu_layout, join
 
@@ -42,13 +42,10 @@ class CpuSession:
 
     Parameters
     ----------
-    path : the graph file
-    precision : in which the weights are stored
-    spec : the model's dimensions
+    artifact, graph : the artifact folder, and one of its graphs for the CPU
     n_threads : compute threads
     token_budget : most tokens in a micro-batch of several texts, None for the default
     kernels : the kernels ("AVX2") that the graph's custom operators take; "none" for a graph over ONNX Runtime's own
-    probe : graph that tells whether this CPU's int8 products are exact
     profile : prefix of a file for the time of each operator; :meth:`end_profiling` completes it
     """
 
@@ -56,29 +53,22 @@ class CpuSession:
 
     def __init__(
         self,
-        path: Path,
-        precision: str,
-        spec: ModelSpec,
+        artifact: Artifact,
+        graph: GraphEntry,
         *,
         n_threads: int,
         token_budget: int | None = None,
         kernels: str = "none",
-        probe: Path | None = None,
         profile: Path | None = None,
     ) -> None:
-        self.precision = precision
+        self.precision = graph.precision
         self.token_budget = token_budget or TOKEN_BUDGET
         self.kernels = kernels
-        self._path, self._spec = path, spec
+        self._path, self._spec = artifact.folder / graph.file, artifact.spec
         self._process = os.getpid()
-        options: dict[str, Any]
-        if kernels == "none":
-            # SkipLayerNormalization is several times slower on CPU than the Add and LayerNormalization it replaces.
-            options = {"settings": product_settings(probe), "disabled_optimizers": ["SkipLayerNormFusion"]}
-        else:
-            settings = {"bgem3.kernels": kernels, "bgem3.n_threads": str(n_threads)}
-            options = {"settings": settings, "operators": library()}
-        self._session = open_cpu_session(path, n_threads, profile=profile, **options)
+        self._session = open_cpu_session(
+            self._path, n_threads, profile=profile, **_session_options(artifact, graph, n_threads, kernels)
+        )
         self._input_names = [value.name for value in self._session.get_inputs()]
         self._coalesced_tokens = min(COALESCED_TOKENS, self.token_budget)
         # A session of one thread on four CPUs runs the queries of four callers on one CPU each: that is fastest.
@@ -148,6 +138,15 @@ class CpuSession:
         return session
 
 
+def _session_options(artifact: Artifact, graph: GraphEntry, n_threads: int, kernels: str) -> dict[str, Any]:
+    """Return the options of `open_cpu_session` that a graph's operators need."""
+    if kernels != "none":
+        return {"settings": {"bgem3.kernels": kernels, "bgem3.n_threads": str(n_threads)}, "operators": library()}
+    settings = product_settings(artifact.folder / graph.probe) if graph.probe else {}
+    # SkipLayerNormalization is several times slower on CPU than the Add and LayerNormalization it replaces.
+    return {"settings": settings, "disabled_optimizers": ["SkipLayerNormFusion"]}
+
+
 _Request = tuple[PackedBatch, tuple[Output, ...]]
 
 
@@ -157,15 +156,13 @@ def _may_coalesce(most_tokens: int, requests: list[_Request], request: _Request)
     return n_tokens <= most_tokens and requests[0][1] == request[1]
 
 
-def product_settings(probe: Path | None) -> dict[str, str]:
+def product_settings(probe: Path) -> dict[str, str]:
     """Return the session settings that make a graph's integer products right on this CPU.
 
     On x86 with AVX2 or AVX-512 but no VNNI, ONNX Runtime's uint8 x int8 kernels add pairs of products in 16 bits and
     saturate, silently. The probe computes the largest such sum. Where it comes out wrong, the session must take the
     exact uint8 x uint8 kernels, at about half the speed that VNNI has. ARM's kernels add in 32 bits.
     """
-    if probe is None:
-        return {}
     inputs = {"rows": np.full((1, PROBE_SIZE), 255, np.uint8), "scales": np.ones((1, 1), np.float32)}
     (found,) = open_cpu_session(probe, 1).run(None, inputs)
     if (found == 127 * 127 * PROBE_SIZE).all():

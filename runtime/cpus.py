@@ -11,11 +11,11 @@ QUOTA = re.compile(r"\s*([1-9][0-9]{0,17})\s+([1-9][0-9]{0,17})\s*")  # CPU time
 def available_cpus(*, root: Path = Path("/")) -> int:
     """Count the CPUs that this process may use, which is the default number of compute threads.
 
-    It is the smaller of the CPUs that the process may run on (its affinity, else all) and, on Linux, the tightest CPU
-    quota of its cgroup and of the cgroups around it: ``cpu.max`` of cgroup v2, ``cpu.cfs_quota_us`` and
-    ``cpu.cfs_period_us`` of v1. A container's CPU limit is such a quota, and leaves the affinity at every CPU.
+    It is the number of CPUs that the process may run on (its affinity, else all), or, on Linux, a tighter CPU quota of
+    its cgroup or of a cgroup around it. A container's CPU limit is such a quota, and leaves the affinity as it is.
 
-    A quota is rounded up, as loky (joblib) and Go do: one thread cannot use 1.5 CPUs.
+    cgroup v2 has the quota in ``cpu.max``, v1 in ``cpu.cfs_quota_us`` and ``cpu.cfs_period_us``. It is rounded up, as
+    loky (joblib) and Go do: one thread cannot use 1.5 CPUs.
 
     Parameters
     ----------

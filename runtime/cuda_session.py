@@ -18,20 +18,19 @@ import threading
 from collections import deque
 from collections.abc import Iterable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bgem3.runtime.artifact import ArtifactError, verify_help
+from bgem3.runtime.artifact import Artifact, ArtifactError, verify_help
 from bgem3.runtime.captured_graph import NO_CAPTURE, CapturedGraph
 from bgem3.runtime.cuda_feeds import fixed_length_feeds, packed_feeds
 from bgem3.runtime.cuda_runtime import PROVIDER, PinnedBuffer, device_memory, preload_libraries
 from bgem3.runtime.encoder_session import CLOSED, Finish
 from bgem3.runtime.forks import leave_to_parent
 from bgem3.runtime.heads import Arrays, check_arrays, output_rows, output_shapes
-from bgem3.runtime.manifest import OUTPUTS, ModelSpec, Output
+from bgem3.runtime.manifest import OUTPUTS, GraphEntry, Output
 from bgem3.runtime.ort import import_onnxruntime, make_session, onnxruntime_errors
 from bgem3.runtime.packing import PackedBatch, pack
 from bgem3.runtime.tokenizer import TokenizedTexts
@@ -61,9 +60,7 @@ class CudaSession:
 
     Parameters
     ----------
-    path : the graph file
-    precision : in which the weights are stored, and in which the device computes
-    spec : the model's dimensions
+    artifact, graph : the artifact folder, and one of its graphs for CUDA
     device_id : N of "cuda:N"
     token_budget : most tokens in a micro-batch of several texts; it falls when the device runs out of memory
     memory_limit : most bytes of the device's memory, None for what is free
@@ -72,9 +69,8 @@ class CudaSession:
 
     def __init__(
         self,
-        path: Path,
-        precision: str,
-        spec: ModelSpec,
+        artifact: Artifact,
+        graph: GraphEntry,
         *,
         device_id: int = 0,
         token_budget: int | None = None,
@@ -82,9 +78,9 @@ class CudaSession:
         cuda_graphs: bool = False,
     ) -> None:
         self.device = f"cuda:{device_id}"
-        self.precision = precision
+        self.precision = graph.precision
         self.token_budget = token_budget or TOKEN_BUDGET
-        self._path, self._spec, self._device_id = path, spec, device_id
+        self._path, self._spec, self._device_id = artifact.folder / graph.file, artifact.spec, device_id
         self._errors: tuple[type[Exception], ...] = (RuntimeError, *onnxruntime_errors())
         self._session = self._open(provider_options(device_id, memory_limit, cuda_graphs))
         self._input_names = [value.name for value in self._session.get_inputs()]

@@ -17,8 +17,8 @@ def library() -> Path | None:
 def best_kernels() -> str | None:
     """Return the name of this CPU's fastest kernels ("AVX2"); None where ONNX Runtime's own operators serve.
 
-    They serve where the library is missing, and on CPUs that it has no kernels for: other than x86-64, without AVX2,
-    or with AMX, whose matrix unit ONNX Runtime uses and these kernels do not.
+    They serve where the library is missing, on CPUs other than x86-64, and on those without AVX2. They also serve on
+    CPUs with AMX, because ONNX Runtime uses this matrix unit and our kernels do not.
     """
     path = library()
     if path is None:

@@ -11,6 +11,7 @@ from bgem3.runtime.cpus import available_cpus
 from bgem3.runtime.cuda_session import CudaSession
 from bgem3.runtime.encoder_session import EncoderSession
 from bgem3.runtime.graph_file import check_graph, check_locations
+from bgem3.runtime.manifest import GraphEntry
 
 INSTALL = (
     "on a machine where `nvidia-smi` shows the device, `pip uninstall onnxruntime` and then `pip install 'bgem3[gpu]'` "
@@ -50,15 +51,17 @@ def open_encoder(
     why_cpu = _why_not_cuda(artifact, precision) if device == "auto" else None
     session: EncoderSession
     if device == "cpu" or why_cpu:
-        session = _open_cpu(artifact, precision, n_threads or available_cpus(), token_budget, kernels, profile)
+        graph, kernels = _choose_cpu_graph(artifact, precision, kernels)
+        n_threads = n_threads or available_cpus()
+        session = CpuSession(
+            artifact, graph, n_threads=n_threads, token_budget=token_budget, kernels=kernels, profile=profile
+        )
     else:
         graph = artifact.graph(precision, "cuda")
-        path = artifact.folder / graph.file
-        check_graph(artifact, path, graph.precision, "cuda")
+        check_graph(artifact, artifact.folder / graph.file, graph.precision, "cuda")
         session = CudaSession(
-            path,
-            graph.precision,
-            artifact.spec,
+            artifact,
+            graph,
             device_id=device_number(device),
             token_budget=token_budget,
             memory_limit=device_memory_limit,
@@ -70,14 +73,8 @@ def open_encoder(
     return session
 
 
-def _open_cpu(
-    artifact: Artifact,
-    precision: str | None,
-    n_threads: int,
-    token_budget: int | None,
-    kernels: str,
-    profile: Path | None,
-) -> CpuSession:
+def _choose_cpu_graph(artifact: Artifact, precision: str | None, kernels: str) -> tuple[GraphEntry, str]:
+    """Return the graph that runs on the CPU, checked, and the name of its kernels."""
     graph = artifact.graph(precision, "cpu")
     if kernels == "auto":
         custom = artifact.find_graph(graph.precision, "cpu", "bgem3")
@@ -87,19 +84,9 @@ def _open_cpu(
     if kernels != "none":
         graph = artifact.graph(graph.precision, "cpu", "bgem3")
     check_graph(artifact, artifact.folder / graph.file, graph.precision, "cpu" if kernels == "none" else "native")
-    probe = artifact.folder / graph.probe if graph.probe else None
-    if probe:
-        check_locations(artifact, probe)
-    return CpuSession(
-        artifact.folder / graph.file,
-        graph.precision,
-        artifact.spec,
-        n_threads=n_threads,
-        token_budget=token_budget,
-        kernels=kernels,
-        probe=probe,
-        profile=profile,
-    )
+    if graph.probe:
+        check_locations(artifact, artifact.folder / graph.probe)
+    return graph, kernels
 
 
 def check_device(device: str) -> None:

@@ -1,4 +1,4 @@
-"""Artifacts exported on first use, kept in the user's cache."""
+"""Artifacts that the FlagEmbedding drop-in exports on first use, in the user's cache."""
 
 import importlib
 import importlib.util
@@ -11,8 +11,10 @@ from filelock import FileLock
 from platformdirs import user_cache_path
 
 from bgem3.runtime.artifact import FORMAT_VERSION, is_artifact
+from bgem3.runtime.checkpoint_files import checkpoint_hash, find_checkpoint
 from bgem3.runtime.hub import is_unwritable
-from bgem3.runtime.source import checkpoint_hash, find_checkpoint
+
+EXPORT_NEEDS = ("torch", "transformers", "onnx", "optimum", "onnxruntime")
 
 logger = logging.getLogger(__name__)
 
@@ -20,24 +22,18 @@ logger = logging.getLogger(__name__)
 def find_or_export(source: str | Path, precision: str, cache_dir: str | Path | None = None) -> Path:
     """Return the artifact folder for an artifact, a checkpoint folder or a hub id.
 
-    An artifact folder is returned as it is. A checkpoint is exported once, with progress bars; the result
-    is kept under its files' hash (the hub's commit, for a hub id), so a changed checkpoint is exported anew.
-    Processes that start at once wait for the first one's export.
+    A checkpoint is exported once, with progress bars. Its export is found again by the hash of the checkpoint's files
+    (by the commit, for a hub id), so a changed checkpoint is exported anew. Processes that start at once wait for
+    the first one's export.
 
-    Parameters
-    ----------
-    source : artifact folder, checkpoint folder, or hub id
-    precision : stored precision to export
-    cache_dir : where downloads and exports are kept; None for the hub's and the user's cache folders
+    ``cache_dir`` is the folder for downloads and exports; None takes the hub's and the user's cache folders.
 
     Raises
     ------
     CheckpointError
         If the source is not a whole checkpoint, or cannot be downloaded.
-    ImportError
-        If it has yet to be exported and the export extra is not installed.
-    OSError
-        If the folder of exports cannot be made or written; the message names ``cache_dir``.
+    ImportError, OSError
+        If an export is needed and the export extra is missing, or the folder of exports cannot be written.
     """
     if is_artifact(Path(source)):
         return Path(source)
@@ -48,19 +44,20 @@ def find_or_export(source: str | Path, precision: str, cache_dir: str | Path | N
     if is_artifact(target):
         return target
     _require_export_extra(source, precision)
-    with _writing(root), FileLock(f"{target}.lock"):
-        if not is_artifact(target):
-            logger.info("exporting %s to %s, once", source, target)
-            export = importlib.import_module("bgem3.export")
-            export.export_model(source, target, (precision,), show_progress=True, cache_dir=cache_dir)
+    with _explain_unwritable(root):
+        root.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{target}.lock"):
+            if not is_artifact(target):
+                logger.info("exporting %s to %s, once", source, target)
+                export = importlib.import_module("bgem3.export")
+                export.export_model(source, target, (precision,), show_progress=True, cache_dir=cache_dir)
     return target
 
 
 @contextmanager
-def _writing(root: Path) -> Iterator[None]:
-    """Make the folder of exports; say of an error that it cannot be written, and how to choose another."""
+def _explain_unwritable(root: Path) -> Iterator[None]:
+    """Add to the error of a folder that cannot be written how to choose another one."""
     try:
-        root.mkdir(parents=True, exist_ok=True)
         yield
     except OSError as error:
         if not is_unwritable(error):
@@ -70,11 +67,10 @@ def _writing(root: Path) -> Iterator[None]:
 
 
 def _require_export_extra(source: str | Path, precision: str) -> None:
-    needed = ("torch", "transformers", "onnx", "optimum", "onnxruntime")
-    missing = [name for name in needed if not importlib.util.find_spec(name)]
+    missing = [name for name in EXPORT_NEEDS if not importlib.util.find_spec(name)]
     if missing:
         raise ImportError(
             f"{source} is a checkpoint not yet exported, which needs {', '.join(missing)}: "
             f"`pip install 'bgem3[cpu,export]'`, or run `bgem3 export {source} FOLDER --precision {precision}` where "
-            "it is and give the folder here"
+            "they are installed and give the folder here"
         )

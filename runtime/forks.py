@@ -1,8 +1,8 @@
-"""ONNX Runtime's objects that a forked process inherits: it can neither run nor destroy them.
+"""Forked processes, which can neither run nor destroy the ONNX Runtime objects that they inherit.
 
-`fork` copies a session but none of its threads, and its locks as they are. A run may wait for them for ever, and so do
+`fork` copies a session without its threads, and with its locks as they are. A run may wait for them for ever. So may
 the destructors of sessions and of arrays in their memory, which Python calls when the child exits. So the child never
-destroys what it inherited.
+destroys an inherited object.
 
 One case is left. From version 1.29 on, `import onnxruntime` starts a thread for telemetry, and children hang in exit()
 because they lack it. `bgem3.runtime.ort.import_onnxruntime` switches telemetry off; a program that imports
@@ -18,12 +18,12 @@ _inherited: "weakref.WeakSet[Any]" = weakref.WeakSet()
 
 
 def leave_to_parent(owner: Any) -> None:
-    """Keep processes that are forked from this one from destroying an object, and what it refers to then."""
+    """Keep forked processes from destroying an object and everything that it refers to."""
     _inherited.add(owner)
 
 
 def check_process(process: int) -> None:
-    """Raise RuntimeError if this is not the process with this id, in which a model was loaded."""
+    """Raise RuntimeError if this process is not the one that loaded the model, given by its id."""
     if os.getpid() != process:
         raise RuntimeError(
             f"this model was loaded in process {process}, and process {os.getpid()} was forked from it without the "

@@ -1,53 +1,23 @@
-"""A graph file's declarations, read without the onnx package and compared with the manifest before the graph is opened.
-
-A .onnx file is one protobuf message. Only the fields that are named here by their numbers in onnx.proto are read; all
-others are skipped. Tensors are looked for wherever a graph may stand: in branches, in functions, in training steps.
-"""
+"""A graph file's declarations, compared with the manifest before ONNX Runtime opens the file."""
 
 import re
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from bgem3.runtime.artifact import MANIFEST, Artifact, ArtifactError, ModelSpec, leads_out
+from bgem3.runtime.artifact import MANIFEST, Artifact, ArtifactError, leads_out, verify_help
+from bgem3.runtime.onnx_proto import messages, read_model
 
-VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5  # protobuf's wire types
-FIXED_SIZES = {FIXED64: 8, FIXED32: 4}
-MAX_BYTES = 1 << 27  # no graph of ours holds weights: those of 24 layers take 0.1 MB
-FLOAT, INT8, INT32, INT64, FLOAT16 = 1, 3, 6, 7, 10  # element types
-STORED_TYPES = {"fp32": FLOAT, "fp16": FLOAT16, "int8": INT8}
-TYPE_NAMES = {FLOAT: "float32", INT8: "int8", INT32: "int32", INT64: "int64", FLOAT16: "float16"}
-
-Shape = tuple[int | None, ...]
-Value = tuple[int, Shape]
-"""Element type, and dimensions, None for one of no fixed size."""
-
-ROWS: dict[str, Value] = {
-    name: (INT64, (None,))
-    for name in ("token_ids", "position_ids", "state_rows", "dense_rows", "sparse_rows", "multivector_rows")
+ELEMENT_TYPES = {1: "float32", 3: "int8", 6: "int32", 7: "int64", 10: "float16"}  # by their numbers in onnx.proto
+STORED_TYPES = {"fp32": "float32", "fp16": "float16", "int8": "int8"}
+ROW_INPUTS = ("token_ids", "position_ids", "state_rows", "dense_rows", "sparse_rows", "multivector_rows")
+ROWS = dict.fromkeys(ROW_INPUTS, "int64 (?)")
+INPUTS = {
+    "cpu": {**ROWS, "padded_index": "int32 (?, ?)", "packed_index": "int32 (?)", "key_mask": "int32 (?, ?)"},
+    "native": {**ROWS, "cu_seqlens": "int64 (?)"},
+    "cuda": {**ROWS, "cu_seqlens": "int32 (?)", "token_offset": "int32 (?, ?)"},
 }
-INPUTS: dict[str, dict[str, Value]] = {
-    "cpu": {
-        **ROWS,
-        "padded_index": (INT32, (None, None)),
-        "packed_index": (INT32, (None,)),
-        "key_mask": (INT32, (None, None)),
-    },
-    "native": {**ROWS, "cu_seqlens": (INT64, (None,))},
-    "cuda": {**ROWS, "cu_seqlens": (INT32, (None,)), "token_offset": (INT32, (None, None))},
-}
-"""The inputs of each kind of graph (made by `bgem3.runtime.packing`)."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Tensor:
-    """A stored tensor; ``locations`` are the files that hold its values, none where the graph itself does."""
-
-    name: str
-    data_type: int
-    shape: Shape
-    locations: tuple[str, ...]
+"""The inputs of each kind of graph, which `bgem3.runtime.packing` makes. A question mark is a size that varies."""
 
 
 class GraphFile:
@@ -55,262 +25,86 @@ class GraphFile:
 
     Attributes
     ----------
-    inputs, outputs : those of the graph, by name
-    tensors : its initializers, by name
-    locations : every file that a tensor of the model is read from, relative to the graph's folder
-    n_heads : the numbers of attention heads that its operators are given
+    inputs, outputs, tensors : dict of str to str
+        Element type and shape by name, such as "float32 (?, 1024)"; ``tensors`` are the stored ones.
+    locations : set of str
+        The files that tensors are read from, relative to the graph's folder.
+    n_heads : set of int
+        The numbers of attention heads that the operators are given.
 
     Raises
     ------
     ArtifactError
-        If the file is not a protobuf message with a graph.
+        If the file is no Protocol Buffers message of this form.
     """
 
     def __init__(self, path: Path) -> None:
-        self.inputs: dict[str, Value] = {}
-        self.outputs: dict[str, Value] = {}
-        self.tensors: dict[str, Tensor] = {}
-        self.locations: set[str] = set()
-        self.n_heads: set[int] = set()
         try:
-            self._read_model(_read(path))
-        except (ValueError, IndexError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            self._model = read_model(path)
+            graph = self._model.graph
+            self.inputs, self.outputs = map(_declarations, (graph.input, graph.output))
+            self.tensors = {tensor.name: _declaration(tensor.data_type, tensor.dims) for tensor in graph.initializer}
+            self.locations = {entry.value for entry in self._location_entries()}
+            self.n_heads = {
+                attribute.i
+                for attribute in messages(self._model, "Attribute")
+                if attribute.name in ("num_heads", "n_heads")
+            }
+        except ValueError as error:
             raise ArtifactError(
-                f"cannot open {path}: it is not a graph in Protobuf form ({error}); {_check_folder(path)}"
+                f"cannot open {path}: it is not a graph in Protobuf form ({error}); {verify_help(path)}"
             ) from None
 
-    def _read_model(self, model: bytes) -> None:
-        for number, value in _fields(model):
-            if number == 7:
-                self._read_graph(value, is_main=True)
-            elif number == 20:
-                for part, graph in _fields(value):
-                    if part in (1, 2):
-                        self._read_graph(graph)
-            elif number == 25:
-                for part, node in _fields(value):
-                    if part == 7:
-                        self._read_node(node)
+    def with_locations(self, locations: dict[str, str]) -> bytes:
+        """Return the file's content with tensors read from other files, given by the present ones."""
+        for entry in self._location_entries():
+            entry.value = locations[entry.value]
+        content: bytes = self._model.SerializeToString()
+        return content
 
-    def _read_graph(self, graph: bytes, *, is_main: bool = False) -> None:
-        for number, value in _fields(graph):
-            if number == 1:
-                self._read_node(value)
-            elif number == 5:
-                tensor = self._read_tensor(value)
-                if is_main:
-                    self.tensors[tensor.name] = tensor
-            elif number == 15:
-                self._read_sparse_tensor(value)
-            elif number in (11, 12) and is_main:
-                name, declared = _read_value(value)
-                (self.inputs if number == 11 else self.outputs)[name] = declared
-
-    def _read_node(self, node: bytes) -> None:
-        for number, attribute in _fields(node):
-            if number != 5:
-                continue
-            fields = list(_fields(attribute))
-            is_n_heads = dict(fields).get(1) in (b"num_heads", b"n_heads")
-            for part, value in fields:
-                if part == 3 and is_n_heads:
-                    self.n_heads.add(value)
-                elif part in (5, 10):
-                    self._read_tensor(value)
-                elif part in (6, 11):
-                    self._read_graph(value)
-                elif part in (22, 23):
-                    self._read_sparse_tensor(value)
-
-    def _read_sparse_tensor(self, tensor: bytes) -> None:
-        for number, value in _fields(tensor):
-            if number in (1, 2):
-                self._read_tensor(value)
-
-    def _read_tensor(self, data: bytes) -> Tensor:
-        tensor = _read_tensor(data)
-        self.locations.update(tensor.locations)
-        return tensor
-
-
-def _read_tensor(data: bytes) -> Tensor:
-    name, data_type, shape, locations = "", 0, [], []
-    for number, value in _fields(data):
-        if number == 1:
-            shape += [value] if isinstance(value, int) else list(_varints(value))
-        elif number == 2:
-            data_type = value
-        elif number == 8:
-            name = value.decode()
-        elif number == 13:
-            entry = dict(_fields(value))
-            if entry.get(1) == b"location":
-                locations.append(entry.get(2, b"").decode())
-    return Tensor(name=name, data_type=data_type, shape=tuple(shape), locations=tuple(locations))
-
-
-def _read_value(data: bytes) -> tuple[str, Value]:
-    """Read the name, element type and dimensions of an input or output."""
-    entry = dict(_fields(data))
-    tensor = dict(_fields(dict(_fields(entry.get(2, b""))).get(1, b"")))
-    dimensions = [dict(_fields(value)).get(1) for number, value in _fields(tensor.get(2, b"")) if number == 1]
-    return entry[1].decode(), (tensor.get(1, 0), tuple(dimensions))
-
-
-def _fields(message: bytes) -> Iterator[tuple[int, Any]]:
-    """Yield the number and value of each field of a message; numbers of fixed size have None."""
-    return ((number, value) for number, value, _ in _spans(message))
-
-
-def _spans(message: bytes) -> Iterator[tuple[int, Any, slice]]:
-    """Yield the number, the value and the place of each field of a message."""
-    place, end = 0, len(message)
-    while place < end:
-        start = place
-        value: Any = None
-        key, place = _varint(message, place)
-        kind = key & 7
-        if kind == VARINT:
-            value, place = _varint(message, place)
-        elif kind == BYTES:
-            size, place = _varint(message, place)
-            value, place = message[place : place + size], place + size
-        elif kind in FIXED_SIZES:
-            place += FIXED_SIZES[kind]
-        else:
-            raise ValueError(f"a field is of unknown kind {kind}")
-        if place > end:
-            raise ValueError("a field ends beyond its message")
-        yield key >> 3, value, slice(start, place)
-
-
-def _varint(message: bytes, place: int) -> tuple[int, int]:
-    """Read a number of 7 bits a byte; return it and the place after it."""
-    value = message[place]
-    place += 1
-    if value < 0x80:
-        return value, place
-    value &= 0x7F
-    for shift in range(7, 70, 7):
-        byte = message[place]
-        place += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, place
-    raise ValueError("a number of more than ten bytes")
-
-
-def _varints(packed: bytes) -> Iterator[int]:
-    place = 0
-    while place < len(packed):
-        value, place = _varint(packed, place)
-        yield value
-
-
-def _read(path: Path) -> bytes:
-    size = path.stat().st_size
-    if size > MAX_BYTES:
-        raise ValueError(f"it has {size} bytes, more than any graph without its weights")
-    return path.read_bytes()
+    def _location_entries(self) -> Iterator[Any]:
+        for tensor in messages(self._model, "Tensor"):
+            yield from (entry for entry in tensor.external_data if entry.key == "location")
 
 
 def read_linked(path: Path) -> tuple[bytes, Path] | None:
-    """Return a graph that reads its weights where a link beside it leads to, and the folder that they are in.
+    """Return a graph whose weights are links, pointed to the files themselves, and the folder of these files.
 
     From 1.24 on, ONNX Runtime refuses weights whose real path leaves the folder of the graph and of what the graph is a
-    link to. None stands for a graph without linked weights, which ONNX Runtime opens by its path.
-
-    Raises
-    ------
-    ArtifactError
-        If links lead to several folders.
+    link to. None means that no weights are links. Links to several folders raise ArtifactError.
     """
     if not any(beside.is_symlink() for beside in path.parent.iterdir()):
         return None
-    locations = {name: path.parent / name for name in GraphFile(path).locations}
-    targets = {name: place.resolve() for name, place in locations.items()}
-    if not any(place.is_symlink() for place in locations.values()):
+    graph = GraphFile(path)
+    files = {name: path.parent / name for name in graph.locations}
+    if not any(file.is_symlink() for file in files.values()):
         return None
+    targets = {name: file.resolve() for name, file in files.items()}
     folders = {target.parent for target in targets.values()}
     if len(folders) > 1:
         raise ArtifactError(
             f"cannot open {path}: its weights are links to several folders, {', '.join(map(str, sorted(folders)))}; "
             "copy the artifact folder with `cp -rL`, which follows links"
         )
-    return with_locations(path.read_bytes(), {name: target.name for name, target in targets.items()}), folders.pop()
-
-
-def with_locations(model: bytes, locations: dict[str, str]) -> bytes:
-    """Return a model whose initializers are read from other files, given by the files they are read from now."""
-
-    def edit_model(number: int, value: Any) -> bytes | None:
-        return _edited(value, edit_graph) if number == 7 else None
-
-    def edit_graph(number: int, value: Any) -> bytes | None:
-        return _edited(value, edit_tensor) if number == 5 else None
-
-    def edit_tensor(number: int, value: Any) -> bytes | None:
-        return _edited(value, edit_entry) if number == 13 and (1, b"location") in _fields(value) else None
-
-    def edit_entry(number: int, value: Any) -> bytes | None:
-        return locations.get(value.decode(), value.decode()).encode() if number == 2 else None
-
-    return _edited(model, edit_model)
-
-
-def _edited(message: bytes, edit: Callable[[int, Any], bytes | None]) -> bytes:
-    """Return a message in which ``edit`` replaces the values of fields of bytes; None leaves a field as it is."""
-    parts = []
-    for number, value, place in _spans(message):
-        replacement = edit(number, value)
-        if replacement is None:
-            parts.append(message[place])
-        else:
-            parts += [_encoded(number << 3 | BYTES), _encoded(len(replacement)), replacement]
-    return b"".join(parts)
-
-
-def _encoded(number: int) -> bytes:
-    """Encode a number in 7 bits a byte."""
-    digits = bytearray()
-    while number > 0x7F:
-        digits.append(number & 0x7F | 0x80)
-        number >>= 7
-    return bytes([*digits, number])
+    return graph.with_locations({name: target.name for name, target in targets.items()}), folders.pop()
 
 
 def check_graph(artifact: Artifact, path: Path, precision: str, kind: str) -> None:
-    """Raise ArtifactError if a graph reads files that the manifest does not list, or is of another model than it says.
+    """Raise ArtifactError if a graph reads unlisted files, or is of another model than the manifest describes.
 
-    Parameters
-    ----------
-    path : a graph in the artifact's folder
-    precision : of its stored weights
-    kind : "cpu", "native" or "cuda", which decides what it is fed
+    ``kind`` is "cpu", "native" or "cuda", which decides the graph's inputs.
     """
     if "files" not in artifact.manifest:  # the folder is being made
         return
     graph = GraphFile(path)
     check_locations(artifact, path, graph)
-    outputs = _outputs(artifact.spec)
-    lacking = outputs.keys() - artifact.outputs
-    for side, found, all_expected in (("inputs", graph.inputs, INPUTS[kind]), ("outputs", graph.outputs, outputs)):
-        expected = {name: value for name, value in all_expected.items() if name.removesuffix("_rows") not in lacking}
-        if found != expected:
-            raise ArtifactError(
-                f"cannot open {path}: its {side} are {_described(found)}, expected {_described(expected)}; "
-                f"{_check_folder(path)}"
-            )
-    for name, size, is_right in _sizes(graph, artifact.spec, precision):
-        if not is_right:
-            raise ArtifactError(
-                f"cannot open {path}: its {name} {size}, which is not what {MANIFEST} says of the model; they are not "
-                f"of one artifact, {_check_folder(path)}"
-            )
+    difference = next(_differences(graph, artifact, precision, kind), None)
+    if difference:
+        raise ArtifactError(f"cannot open {path}: its {difference}, as {MANIFEST} says; {verify_help(path)}")
 
 
 def check_locations(artifact: Artifact, path: Path, graph: GraphFile | None = None) -> None:
-    """Raise ArtifactError if a graph's tensors lie in files that the manifest does not list."""
+    """Raise ArtifactError if a graph reads tensors from files that the manifest does not list."""
     listed = artifact.manifest.get("files")  # none while the folder is being made
     folder = PurePosixPath(path.parent.relative_to(artifact.folder).as_posix())
     for location in sorted((graph or GraphFile(path)).locations):
@@ -327,45 +121,47 @@ def check_locations(artifact: Artifact, path: Path, graph: GraphFile | None = No
             )
 
 
-def _outputs(spec: ModelSpec) -> dict[str, Value]:
+def _declarations(values: Any) -> dict[str, str]:
+    types = {value.name: value.type.tensor_type for value in values}
     return {
-        "dense": (FLOAT, (None, spec.hidden_size)),
-        "sparse": (FLOAT, (None,)),
-        "multivector": (FLOAT, (None, spec.multivector_size)),
+        name: _declaration(declared.elem_type, (size.dim_value or "?" for size in declared.shape.dim))
+        for name, declared in types.items()
     }
 
 
-def _sizes(graph: GraphFile, spec: ModelSpec, precision: str) -> Iterator[tuple[str, str, bool]]:
-    """Yield each size that a graph has: its name, the size in words, and whether it is as the manifest says."""
-    shapes = {
-        "embeddings.word": (spec.vocab_size, spec.hidden_size),
-        "embeddings.position": (spec.max_length + spec.pad_id + 1, spec.hidden_size),
-        "layer.0.intermediate.weight": (spec.hidden_size, spec.intermediate_size),
+def _declaration(element_type: int, sizes: Iterable[int | str]) -> str:
+    return f"{ELEMENT_TYPES.get(element_type, f'ONNX type {element_type}')} ({', '.join(map(str, sizes))})"
+
+
+def _differences(graph: GraphFile, artifact: Artifact, precision: str, kind: str) -> Iterator[str]:
+    """Yield, in words, each declaration of a graph that does not fit the manifest."""
+    spec = artifact.spec
+    outputs = {
+        "dense": f"float32 (?, {spec.hidden_size})",
+        "sparse": "float32 (?)",
+        "multivector": f"float32 (?, {spec.multivector_size})",
+    }
+    missing = outputs.keys() - artifact.outputs
+    for side, found, all_expected in (("inputs", graph.inputs, INPUTS[kind]), ("outputs", graph.outputs, outputs)):
+        expected = {name: value for name, value in all_expected.items() if name.removesuffix("_rows") not in missing}
+        if found != expected:
+            yield f"{side} are {_listed(found)}, expected {_listed(expected)}"
+    tensors = {
+        "embeddings.word": f"{STORED_TYPES[precision]} ({spec.vocab_size}, {spec.hidden_size})",
+        "embeddings.position": f"({spec.max_length + spec.pad_id + 1}, {spec.hidden_size})",
+        "layer.0.intermediate.weight": f"({spec.hidden_size}, {spec.intermediate_size})",
     }
     if "multivector" in graph.outputs:
-        shapes["multivector.weight"] = (spec.hidden_size, spec.multivector_size)
-    for name, expected in shapes.items():
-        shape = graph.tensors[name].shape if name in graph.tensors else None
-        yield f"tensor {name}", f"has the shape {shape}, expected {expected}", shape == expected
-    data_type = graph.tensors["embeddings.word"].data_type
-    yield "weights", f"are {_type_name(data_type)}, expected {precision}", data_type == STORED_TYPES[precision]
+        tensors["multivector.weight"] = f"({spec.hidden_size}, {spec.multivector_size})"
+    for name, declared in tensors.items():
+        if not graph.tensors.get(name, "").endswith(declared):
+            yield f"tensor {name} is {graph.tensors.get(name)}, expected {declared}"
     layers = {int(name.split(".")[1]) for name in graph.tensors if re.match(r"layer\.[0-9]{1,6}\.", name)}
-    is_right = len(layers) == spec.n_layers == max(layers, default=-1) + 1
-    yield "layers", f"are {len(layers)}, expected {spec.n_layers}", is_right
-    yield "heads", f"are {sorted(graph.n_heads)}, expected {spec.n_heads}", graph.n_heads == {spec.n_heads}
+    if not len(layers) == spec.n_layers == max(layers, default=-1) + 1:
+        yield f"layers are {len(layers)}, expected {spec.n_layers}"
+    if graph.n_heads != {spec.n_heads}:
+        yield f"heads are {sorted(graph.n_heads)}, expected {spec.n_heads}"
 
 
-def _described(values: dict[str, Value]) -> str:
-    """Write inputs or outputs as "name float32 (?, 1024)"."""
-    return ", ".join(
-        f"{name} {_type_name(data_type)} ({', '.join('?' if n is None else str(n) for n in shape)})"
-        for name, (data_type, shape) in sorted(values.items())
-    )
-
-
-def _type_name(data_type: int) -> str:
-    return TYPE_NAMES.get(data_type, f"of ONNX type {data_type}")
-
-
-def _check_folder(path: Path) -> str:
-    return f"check the folder with `bgem3 verify {path.parent.parent}`, or export the checkpoint again"
+def _listed(values: dict[str, str]) -> str:
+    return ", ".join(f"{name} {declared}" for name, declared in sorted(values.items()))

@@ -1,4 +1,4 @@
-"""The hub: what is downloaded from it, where its cache is, and why a download failed."""
+"""The Hugging Face hub: downloads from it, its cache, and why a download failed."""
 
 import errno
 import os
@@ -6,14 +6,16 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from bgem3.runtime.checkpoint_files import CheckpointError
-
-# what the system says of a folder or a disk that cannot be written
-UNWRITABLE = tuple(
-    getattr(errno, name)
-    for name in ("EACCES", "EPERM", "EROFS", "EEXIST", "ENOTDIR", "ENAMETOOLONG", "ENOSPC", "EDQUOT", "EFBIG")
+# what the system reports of a folder or a disk that cannot be written
+UNWRITABLE = (
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR),
+    *(errno.ENAMETOOLONG, errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
 )
-NO_SPACE = re.compile("no space left|os error 28", re.IGNORECASE)
+NO_SPACE = re.compile("no space left|os error 28", re.IGNORECASE)  # as libraries put it that hide the system's error
+
+
+class CheckpointError(ValueError):
+    """The checkpoint is missing, incomplete, damaged, or not of BGE-M3's form."""
 
 
 def is_hub_id(source: str) -> bool:
@@ -22,52 +24,58 @@ def is_hub_id(source: str) -> bool:
 
 
 def download(hub_id: str, patterns: Sequence[str], cache_dir: str | Path | None) -> Path:
-    """Download the files of a repository that match, and return the snapshot's folder in the hub's cache.
+    """Download the matching files of a repository, and return the snapshot's folder in the hub's cache.
 
-    Where the hub cannot be reached, a snapshot in the cache is returned as it is, be it whole or not.
-
-    Parameters
-    ----------
-    hub_id : "owner/name"
-    patterns : of file names; those in the repository's folders are left out
-    cache_dir : the hub's download cache, None for its default
-
-    Raises
-    ------
-    CheckpointError
-        If the repository cannot be had, or the cache cannot be written; the message says why and what to do.
+    Files in the repository's subfolders are left out. If the hub cannot be reached, the cache's snapshot is returned,
+    complete or not. A download that fails raises CheckpointError, which says why and what to do.
     """
-    import huggingface_hub  # half a second to import, and not needed for a local folder
+    import huggingface_hub  # takes half a second, and local folders do not need it
 
-    cache = cache_folder(cache_dir)
+    cache = Path(huggingface_hub.constants.HF_HUB_CACHE if cache_dir is None else cache_dir)
     _check_cache(cache)
-    failures: tuple[type[Exception], ...] = (OSError, ValueError, RuntimeError, *_client_errors())
     try:
-        return Path(
-            huggingface_hub.snapshot_download(
-                hub_id, allow_patterns=list(patterns), ignore_patterns="*/*", cache_dir=cache_dir
-            )
+        folder = huggingface_hub.snapshot_download(
+            hub_id, allow_patterns=list(patterns), ignore_patterns="*/*", cache_dir=cache_dir
         )
-    except failures as error:
-        raise CheckpointError(_explain_failure(hub_id, cache, error)) from error
+    except Exception as error:  # the hub's, the system's, or those of whichever HTTP client this version uses
+        raise CheckpointError(
+            f"cannot download {hub_id} from the hub{_explain_failure(hub_id, cache, error)}"
+        ) from error
+    return Path(folder)
 
 
-def cache_folder(cache_dir: str | Path | None) -> Path:
-    """Return the hub's cache folder, its default one for None."""
-    from huggingface_hub import constants
+def explain_snapshot(folder: Path) -> str:
+    """Say why a snapshot in the hub's cache may lack files, and what to do."""
+    if _is_offline():
+        return (
+            f": its folder in the hub's cache, {folder}, is not complete, and the hub is offline, since HF_HUB_OFFLINE "
+            "is set; download the rest once without HF_HUB_OFFLINE, copy the files there, or give a whole local folder"
+        )
+    return (
+        f" in {folder}: the repository lacks them, or the hub could not be reached and its cache has only a part; "
+        "check the id and the network, or give a whole local folder"
+    )
 
-    return Path(constants.HF_HUB_CACHE if cache_dir is None else cache_dir)
 
+def find_snapshots(folder: Path) -> list[Path]:
+    """List the snapshots with a config.json below or beside a folder of the hub's cache, that of ``main`` first.
 
-def is_offline() -> bool:
-    """Tell whether HF_HUB_OFFLINE is set, so that nothing is asked of the hub."""
-    from huggingface_hub import constants
-
-    return bool(constants.HF_HUB_OFFLINE)
+    The folder may be the cache, a repository's folder in it (``models--OWNER--NAME``), or one of the folders in there.
+    """
+    if folder.name in ("snapshots", "blobs", "refs"):
+        folder = folder.parent
+    repositories = [folder] if (folder / "snapshots").is_dir() else sorted(folder.glob("models--*"))
+    found = []
+    for repository in repositories:
+        main = repository / "refs" / "main"
+        commit = main.read_text(encoding="utf-8", errors="replace").strip() if main.is_file() else ""
+        snapshots = [path.parent for path in repository.glob("snapshots/*/config.json")]
+        found += sorted(snapshots, key=lambda path: (path.name != commit, path.name))
+    return found
 
 
 def is_unwritable(error: BaseException | None) -> bool:
-    """Tell whether an error, or one that it follows from, says that a folder or a disk cannot be written."""
+    """Tell whether an error, or one that caused it, says that a folder or a disk cannot be written."""
     while error is not None:
         if NO_SPACE.search(str(error)) or (isinstance(error, OSError) and error.errno in UNWRITABLE):
             return True
@@ -75,47 +83,45 @@ def is_unwritable(error: BaseException | None) -> bool:
     return False
 
 
+def _is_offline() -> bool:
+    from huggingface_hub import constants
+
+    return bool(constants.HF_HUB_OFFLINE)
+
+
 def _check_cache(cache: Path) -> None:
-    """Raise CheckpointError if the cache cannot be a folder, since a file is there or on the way to it."""
-    place = next((place for place in (cache, *cache.absolute().parents) if os.path.exists(place)), cache)
-    if os.path.exists(place) and not os.path.isdir(place):
+    """Raise CheckpointError if the cache cannot be a folder, because a file is in its place or above it."""
+    place = next(place for place in (cache.absolute(), *cache.absolute().parents) if os.path.exists(place))
+    if not place.is_dir():
         raise CheckpointError(
             f"the hub's cache {cache} cannot be made: {place} is a file; name another folder as cache_dir (--cache-dir)"
         )
 
 
-def _client_errors() -> tuple[type[Exception], ...]:
-    """Return the kinds of errors of huggingface_hub's HTTP client, which is another library in each of its versions."""
-    from huggingface_hub.errors import HfHubHTTPError
+def _explain_failure(hub_id: str, cache: Path, error: Exception) -> str:
+    """Say why a download failed and what to do, in the words that follow "cannot download ID from the hub"."""
+    from huggingface_hub import errors
 
-    return tuple(kind for kind in HfHubHTTPError.__mro__ if issubclass(kind, Exception) and kind is not Exception)
-
-
-def _explain_failure(hub_id: str, cache: Path, error: BaseException) -> str:
-    import huggingface_hub
-
-    errors = huggingface_hub.errors
-    failed = f"cannot download {hub_id} from the hub"
     local = "or give the checkpoint's local folder"
-    if is_offline():
+    if _is_offline():
         return (
-            f"{failed}: it is offline, since HF_HUB_OFFLINE is set, and its cache {cache} holds no snapshot of "
-            f"{hub_id}; check the id and the network, download it once without HF_HUB_OFFLINE, name the cache that has "
-            f"it as cache_dir (--cache-dir), {local}"
+            f": it is offline, since HF_HUB_OFFLINE is set, and its cache {cache} holds no snapshot of {hub_id}; check "
+            "the id and the network, download it once without HF_HUB_OFFLINE, name the cache that has it as cache_dir "
+            f"(--cache-dir), {local}"
         )
     if is_unwritable(error):
         return (
-            f"{failed}: its cache {cache} cannot be written ({error}); free space there, or name another folder as "
-            "cache_dir (--cache-dir)"
+            f": its cache {cache} cannot be written ({error}); free space there, or name another folder as cache_dir "
+            "(--cache-dir)"
         )
     if isinstance(error, errors.GatedRepoError):
         return (
-            f"{failed} ({error}): its owner grants access; accept the terms at https://huggingface.co/{hub_id} and log "
-            f"in with `hf auth login`, {local}"
+            f" ({error}): its owner grants access; accept the terms at https://huggingface.co/{hub_id} and log in with "
+            f"`hf auth login`, {local}"
         )
     if isinstance(error, errors.RepositoryNotFoundError):
         return (
-            f"{failed} ({error}): there is no such repository, or it is private; check the id, log in with "
-            f"`hf auth login` if it is private, {local}"
+            f" ({error}): there is no such repository, or it is private; check the id, log in with `hf auth login` if "
+            f"it is private, {local}"
         )
-    return f"{failed} ({error}); check the id and the network, {local}"
+    return f" ({error}); check the id and the network, {local}"

@@ -18,7 +18,8 @@ from bgem3.runtime.forks import check_process
 from bgem3.runtime.manifest import OUTPUTS, ModelSpec, Output
 from bgem3.runtime.packing import PackedBatch, pack, plan_batches
 from bgem3.runtime.results import ResultArrays
-from bgem3.runtime.tokenizer import TextTokenizer, check_texts, cut_texts, rows_of
+from bgem3.runtime.texts import check_texts, cut_texts, rows_of
+from bgem3.runtime.tokenizer import TextTokenizer
 from bgem3.scoring import Embeddings, Scores, Weights, hybrid
 from bgem3.scoring.hybrid import DEFAULT_WEIGHTS, check_weights
 

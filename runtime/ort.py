@@ -15,8 +15,8 @@ WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 def import_onnxruntime() -> Any:
     """Import onnxruntime when it is first needed, or say what to install.
 
-    Its telemetry (from 1.29 on) is off unless ``ORT_DISABLE_TELEMETRY`` says otherwise: it sends data about the model
-    over the network, and its thread, which a forked process lacks, makes that process hang when it exits.
+    Its telemetry (from 1.29 on) is off unless ``ORT_DISABLE_TELEMETRY`` says otherwise. Telemetry sends data about the
+    model over the network. A forked process lacks its thread, and therefore hangs when it exits.
     """
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read once, on import
     try:

@@ -59,21 +59,26 @@ def check_graphs(
         try:
             if why_not:
                 raise RuntimeError(why_not)
-            kernels = "auto" if graph.operators == "bgem3" else "none"
-            session = open_encoder(
-                artifact, device=graph.device, precision=graph.precision, n_threads=n_threads, kernels=kernels
-            )
+            model = _open_model(artifact, graph, n_threads)
         except RuntimeError as error:  # the device cannot be used; a wrong graph raises ArtifactError
             reports[graph.file] = {"not_run": str(error), "missed": []}
             continue
-        with BGEM3Model(artifact, session) as model:
-            del session  # its memory must be free before the next one is made
-            report = check_parity(model, reference, show_progress=show_progress)
+        with model:
+            reports[graph.file] = check_parity(model, reference, show_progress=show_progress)
             if has_published_values and model.precision in VALUES:
-                report["published"] = compare_published(model)
-                report["missed"] += missed_published(report["published"], model.precision)
-        reports[graph.file] = report
+                published = compare_published(model)
+                reports[graph.file]["published"] = published
+                reports[graph.file]["missed"] += missed_published(published, model.precision)
+        del model  # its memory must be free before the next one is opened
     return reports
+
+
+def _open_model(artifact: Artifact, graph: GraphEntry, n_threads: int | None) -> BGEM3Model:
+    kernels = "auto" if graph.operators == "bgem3" else "none"
+    return BGEM3Model(
+        artifact,
+        open_encoder(artifact, device=graph.device, precision=graph.precision, n_threads=n_threads, kernels=kernels),
+    )
 
 
 def _graphs(artifact: Artifact, precision: str | None) -> Iterator[tuple[GraphEntry, str | None]]:
@@ -101,9 +106,11 @@ def compare(found: Embeddings, reference: Reference) -> dict[str, Any]:
 
     Returns
     -------
-    ``n_texts``, ``n_tokens`` and ``tokens_equal`` (the tokenizers agree). If they do, and for the outputs that were
-    found: ``dense`` and ``multivector`` with ``_max_difference`` (absolute) and ``_min_cosine``, and
-    ``sparse_max_difference`` as a share of the largest reference weight.
+    n_texts, n_tokens : numbers of the reference
+    tokens_equal : whether the tokenizers agree; if not, there are no further entries
+    dense_max_difference, multivector_max_difference : absolute
+    dense_min_cosine, multivector_min_cosine : of any vector
+    sparse_max_difference : as a share of the largest reference weight
     """
     report: dict[str, Any] = {
         "n_texts": len(reference.texts),

@@ -1,4 +1,4 @@
-"""Lines of text from a file or from standard input: UTF-8 whatever the locale, with or without a byte order mark."""
+"""Lines of text from a file or standard input, in UTF-8 in any locale, with or without a byte order mark."""
 
 import io
 import json
@@ -8,34 +8,28 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
-from bgem3.runtime.tokenizer import check_text
+from bgem3.runtime.texts import check_text
 
 BYTE_ORDER_MARK = "\ufeff"
-# Byte order marks of other encodings, as surrogateescape shows bytes that are not UTF-8; the longest first.
+# Byte order marks of other encodings, in the form that surrogateescape gives to bytes that are not UTF-8, longest first
 OTHER_MARKS = (
     ("\udcff\udcfe\0\0", "UTF-32"),
     ("\0\0\udcfe\udcff", "UTF-32"),
     ("\udcff\udcfe", "UTF-16"),
     ("\udcfe\udcff", "UTF-16"),
 )
-ERRORS = "surrogateescape"  # keeps a byte that is not UTF-8, so that the reader of its line names it
+ERRORS = "surrogateescape"  # keeps a byte that is not UTF-8, so that read_texts can name it
 
 
 @contextmanager
 def open_lines(path: Path | None) -> Iterator[TextIO]:
-    """Open a file, or standard input for None, for :func:`read_texts`.
-
-    Raises
-    ------
-    ValueError
-        If standard input is closed.
-    """
+    """Open a file, or standard input for None, for `read_texts`."""
     if path is not None:
         with path.open(encoding="utf-8", errors=ERRORS) as file:
             yield file
     elif sys.stdin is None:
         raise ValueError("standard input is closed; name a file to read")
-    elif not hasattr(sys.stdin, "buffer"):  # text already, as in a program that has put its own stream there
+    elif not hasattr(sys.stdin, "buffer"):  # a text stream that a program put there
         yield sys.stdin
     else:
         file = io.TextIOWrapper(sys.stdin.buffer, encoding="utf-8", errors=ERRORS)
@@ -46,18 +40,14 @@ def open_lines(path: Path | None) -> Iterator[TextIO]:
 
 
 def read_texts(lines: Iterable[str], name: str, text_field: str | None = None) -> Iterator[str]:
-    """Yield one text per line: the line itself without its line break, or one field of the JSON object it holds.
+    """Yield one text per line: the line without its line break, or one field of the JSON object in it.
 
-    Parameters
-    ----------
-    lines : read from :func:`open_lines`
-    name : the file's, for messages
-    text_field : the field of the JSON objects; None for lines that are texts
+    ``lines`` come from `open_lines`, and messages call their file ``name``.
 
     Raises
     ------
     TypeError, ValueError
-        If a line is not UTF-8, is no JSON object with the field, or its text is not valid; the message has the number.
+        If a line is not UTF-8 or no JSON object with the field, or its text is not valid. The message names the line.
     """
     for number, line in enumerate(lines, start=1):
         if number == 1:
@@ -65,7 +55,7 @@ def read_texts(lines: Iterable[str], name: str, text_field: str | None = None) -
                 if line.startswith(mark):
                     raise ValueError(f"{name} is {encoding}; save it as UTF-8, as `iconv -f {encoding} -t UTF-8` does")
             line = line.removeprefix(BYTE_ORDER_MARK)
-            if not line:  # the mark was all there is
+            if not line:  # the file holds the mark alone
                 return
         if not line.isascii():
             _check_bytes(line, name, number)
@@ -73,7 +63,7 @@ def read_texts(lines: Iterable[str], name: str, text_field: str | None = None) -
 
 
 def _check_bytes(line: str, name: str, number: int) -> None:
-    """Raise ValueError, naming the byte and its place, if a line holds one that is not UTF-8."""
+    """Raise ValueError, naming the byte and its place, if a line is not UTF-8."""
     try:
         line.encode()
     except UnicodeEncodeError as error:

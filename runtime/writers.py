@@ -1,4 +1,4 @@
-"""Embeddings to files: JSON lines, .npz or .parquet."""
+"""Writers of embeddings: JSON lines, .npz and .parquet."""
 
 import codecs
 import json
@@ -17,7 +17,7 @@ SUFFIXES = (".jsonl", ".npz", ".parquet")
 
 
 def write_jsonl(chunks: Iterable[Embeddings], file: TextIO | codecs.StreamWriter) -> None:
-    """Write one JSON object per text: ``n_tokens``, ``truncated`` and the outputs there are.
+    """Write one JSON object per text: ``n_tokens``, ``truncated`` and the outputs that were computed.
 
     ``sparse`` is an object of token id to weight, ``multivector`` a list of vectors.
     """
@@ -27,18 +27,18 @@ def write_jsonl(chunks: Iterable[Embeddings], file: TextIO | codecs.StreamWriter
 
 
 def write_file(chunks: Iterable[Embeddings], path: Path) -> None:
-    """Write embeddings in the format of the path's suffix; the file appears whole or not at all.
+    """Write embeddings in the format that the path's suffix names. The file appears whole or not at all.
 
-    A file that is there keeps its mode; a link is kept, and the file that it points to is replaced.
+    An existing file keeps its mode. A link stays, and the file that it points to is replaced.
 
     .npz is what ``Embeddings.load`` takes: ``n_tokens``, ``truncated``, ``dense``, ``sparse_data/indices/indptr/shape``
-    (CSR), ``sparse_first_seen``, and ``multivector`` (packed) with ``multivector_offsets``; .parquet has one row per
-    text, written as it is encoded.
+    (CSR), ``sparse_first_seen``, and ``multivector`` (packed) with ``multivector_offsets``. .parquet has one row per
+    text; rows are written chunk by chunk.
 
     Raises
     ------
     ValueError
-        If the suffix is none of .jsonl, .npz and .parquet.
+        If the suffix names no format.
     ImportError
         If .parquet is asked for and pyarrow is not installed.
     """
@@ -53,7 +53,7 @@ def write_file(chunks: Iterable[Embeddings], path: Path) -> None:
 
 
 def check_suffix(path: Path) -> None:
-    """Raise ValueError if no format has the path's suffix."""
+    """Raise ValueError if the path's suffix names no format."""
     if path.suffix not in SUFFIXES:
         raise ValueError(f"cannot tell the format of {path}; name the file with one of {', '.join(SUFFIXES)}")
 
@@ -89,7 +89,7 @@ def _write_parquet(chunks: Iterable[Embeddings], file: BinaryIO) -> None:
 
 
 def _arrow_columns(chunk: Embeddings, pyarrow: Any) -> dict[str, Any]:
-    """Return Arrow columns over the embeddings' own arrays: no number passes through Python."""
+    """Return Arrow columns of the embeddings' arrays, without a Python object for each number."""
 
     def lists(offsets: NDArray[np.integer], values: Any) -> Any:
         return pyarrow.ListArray.from_arrays(pyarrow.array(offsets, pyarrow.int32()), values)

@@ -11,16 +11,9 @@ import torch
 from tokenizers import Tokenizer
 from transformers import XLMRobertaConfig, XLMRobertaModel
 
+from scripts.make_demo_checkpoint import make_demo_checkpoint
+
 BGE_M3_VOCABULARY = 250002
-SPECIAL_TOKENS = {
-    "bos_token": "<s>",
-    "cls_token": "<s>",
-    "eos_token": "</s>",
-    "sep_token": "</s>",
-    "pad_token": "<pad>",
-    "unk_token": "<unk>",
-    "mask_token": "<mask>",
-}
 
 
 def make_random_checkpoint(
@@ -75,11 +68,15 @@ def make_random_checkpoint(
         torch.save(head.state_dict(), folder / f"{name}.pt")
     if Path(tokenizer_json).resolve() != (folder / "tokenizer.json").resolve():
         shutil.copyfile(tokenizer_json, folder / "tokenizer.json")
-    settings = {"tokenizer_class": "XLMRobertaTokenizer", "model_max_length": max_length, **SPECIAL_TOKENS}
+    names = {"bos": "s", "cls": "s", "eos": "/s", "sep": "/s", "pad": "pad", "unk": "unk", "mask": "mask"}
+    tokens = {f"{role}_token": f"<{name}>" for role, name in names.items()}
+    settings = {"tokenizer_class": "XLMRobertaTokenizer", "model_max_length": max_length, **tokens}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=1), encoding="utf-8")
     return folder
 
 
-def make_full_size(folder: str | Path, tokenizer_json: str | Path) -> Path:
-    """Write a checkpoint of BGE-M3's size to ``folder / "checkpoint"``; the tokenizer may know fewer tokens."""
+def make_full_size(folder: str | Path, tokenizer_json: str | Path | None = None) -> Path:
+    """Write a checkpoint of BGE-M3's size to ``folder / "checkpoint"``, with the demo's tokenizer or another one."""
+    if tokenizer_json is None:
+        tokenizer_json = make_demo_checkpoint(Path(folder) / "demo") / "tokenizer.json"
     return make_random_checkpoint(tokenizer_json, Path(folder) / "checkpoint", vocabulary=BGE_M3_VOCABULARY)

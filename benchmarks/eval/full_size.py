@@ -2,8 +2,8 @@
 
 usage: python -m benchmarks.eval.full_size [--checkpoint FOLDER] [--output JSON]
 
-Without a checkpoint, one with random weights is made. Each step runs in a process of its own, so that its peak memory
-is its own. Needs 9 GB of disk for a while.
+Without a checkpoint, one with random weights is made. Each step runs in a process of its own, whose peak memory is the
+step's. Needs 9 GB of disk for a while.
 """
 
 import os
@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from importlib import import_module
 from multiprocessing import get_context
 from pathlib import Path
@@ -39,51 +40,44 @@ def main() -> None:
 
 def measure(folder: Path, checkpoint: Path | None = None) -> Report:
     """Export and encode; return sizes in bytes, times in seconds and peak resident memory in bytes."""
-    if checkpoint is None:
-        checkpoint = folder / "checkpoint"
-        run_apart(make_checkpoint, folder)
     artifact = folder / "artifact"
-    report = {
-        "checkpoint_bytes": size(checkpoint),
-        "n_cpus": os.cpu_count(),
-        "export": run_apart(export, checkpoint, artifact),
-        "artifact_bytes": {path.name: size(path) for path in artifact.iterdir()},
-    }
-    return report | {precision: run_apart(encode, artifact, precision) for precision in ("fp16", "fp32")}
-
-
-def make_checkpoint(folder: Path) -> Report:
-    """Write a checkpoint with random weights."""
-    demo = import_module("scripts.make_demo_checkpoint").make_demo_checkpoint(folder / "demo")
-    import_module("scripts.make_random_checkpoint").make_full_size(folder, demo / "tokenizer.json")
-    return {}
-
-
-def export(checkpoint: Path, artifact: Path) -> Report:
-    """Export the checkpoint in every form but int8; return the parity with PyTorch."""
-    export_model = import_module("bgem3.export").export_model  # only this step's process imports torch
-    return {"parity": export_model(checkpoint, artifact, ("fp16", "fp32"), portable=True)["parity"]}
+    if checkpoint is None:
+        checkpoint = import_module("scripts.make_random_checkpoint").make_full_size(folder)
+    export = partial(import_module("bgem3.export").export_model, portable=True)
+    report: Report = {"checkpoint_bytes": size(checkpoint), "n_cpus": os.cpu_count()}
+    manifest, costs = run_apart(export, checkpoint, artifact, ("fp16", "fp32"))
+    report["export"] = {"parity": manifest["parity"], **costs}
+    report["artifact_bytes"] = {path.name: size(path) for path in artifact.iterdir()}
+    for precision in ("fp16", "fp32"):
+        found, costs = run_apart(encode, artifact, precision)
+        report[precision] = found | costs
+    return report
 
 
 def encode(artifact: Path, precision: str) -> Report:
     """Load the artifact, encode a short text, and then a long one."""
     start = time.perf_counter()
     with BGEM3Model.load(artifact, "cpu", precision) as model:
-        report: Report = {"load_s": time.perf_counter() - start}
-        report["first_embedding_s"] = seconds_of(lambda: model.encode(["What is BM25?"])) + report["load_s"]
+        load_s = time.perf_counter() - start
+        first_s = load_s + seconds_of(partial(model.encode, ["What is BM25?"]))
         start = time.perf_counter()
         found = model.encode(["honey " * N_TOKENS])
-    report |= {"encode_longest_s": time.perf_counter() - start, "n_tokens": int(found.n_tokens[0])}
-    return report | {"finite": bool(np.isfinite(found.multivector.packed).all())}
+    return {
+        "load_s": load_s,
+        "first_embedding_s": first_s,
+        "encode_longest_s": time.perf_counter() - start,
+        "n_tokens": int(found.n_tokens[0]),
+        "finite": bool(np.isfinite(found.multivector.packed).all()),
+    }
 
 
-def run_apart(step: Callable[..., Report], *arguments: object) -> Report:
-    """Run a step in a new process; add its time and its peak memory."""
+def run_apart(step: Callable[..., Any], *arguments: object) -> tuple[Any, dict[str, float]]:
+    """Run a step in a new process; return its result, and its time and peak memory."""
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
         start = time.perf_counter()
-        report = pool.submit(step, *arguments).result()
+        result = pool.submit(step, *arguments).result()
         wall_s = time.perf_counter() - start
-        return report | {"wall_s": wall_s, "peak_bytes": pool.submit(resident_bytes).result()}
+        return result, {"wall_s": wall_s, "peak_bytes": pool.submit(resident_bytes).result()}
 
 
 def size(path: Path) -> int:

@@ -8,6 +8,7 @@ question has to find its passage among those of its file, which is in SQuAD's fl
 compared on the passages and the first question of each.
 """
 
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -91,9 +92,8 @@ def open_kind(artifact: Path, kind: str) -> BGEM3Model:
         return BGEM3Model.load(artifact, "cpu", kind)
     opened = read_artifact(artifact)
     probe = opened.graph("int8", "cpu").probe  # for exact products on every CPU
-    assert probe
-    path, n_threads = artifact / kind / "cpu.onnx", available_cpus()
-    return BGEM3Model(opened, CpuSession(path, "fp32", opened.spec, n_threads=n_threads, probe=artifact / probe))
+    graph = replace(opened.graph("fp32", "cpu"), file=f"{kind}/cpu.onnx", probe=probe)
+    return BGEM3Model(opened, CpuSession(opened, graph, n_threads=available_cpus()))
 
 
 if __name__ == "__main__":

@@ -1,12 +1,11 @@
 """Time the operators that an int8 product could be made of, on this CPU.
 
-usage: python -m benchmarks.eval.int8_products [--threads N] [--tokens N ...]
+usage: python -m benchmarks.eval.int8_products
 
 Every variant turns float32 rows (M, K) into float32 products (M, N), of BGE-M3's sizes. The tenth percentile of many
 runs counts, in which the variants take turns. Threads do not spin between runs, or one variant would slow the next.
 """
 
-import argparse
 from functools import partial
 from typing import Any
 
@@ -20,6 +19,7 @@ from bgem3.runtime.bench import seconds_of
 from bgem3.runtime.cpus import available_cpus
 
 SHAPES = ((1024, 3072), (1024, 4096), (4096, 1024))
+N_TOKENS = (16, 128, 1024)
 BARE = "bare int8 product"
 QUANTIZE_ROWS = """
     magnitudes = Abs (rows)
@@ -45,12 +45,8 @@ VARIANTS = {  # the nodes of each graph
 
 def main() -> None:
     """Measure, and print a table."""
-    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("--threads", type=int, default=available_cpus())
-    arguments.add_argument("--tokens", type=int, nargs="+", default=[16, 128, 1024])
-    given = arguments.parse_args()
-    sizes = [(m, k, n) for k, n in SHAPES for m in given.tokens]
-    results = [measure(m, k, n, given.threads) for m, k, n in sizes]
+    sizes = [(m, k, n) for k, n in SHAPES for m in N_TOKENS]
+    results = [measure(m, k, n, available_cpus()) for m, k, n in sizes]
     table = Table(f"ms (times the {BARE})", *(f"({m}, {k}) x ({k}, {n})" for m, k, n in sizes))
     for name in VARIANTS:
         table.add_row(name, *(f"{1e3 * found[name]:.2f} ({found[name] / found[BARE]:.2f})" for found in results))

@@ -1,14 +1,11 @@
 """Copy a checkpoint and give it outlier channels: the same function in exact arithmetic, harder to quantize.
 
-usage: python -m benchmarks.eval.outliers CHECKPOINT FOLDER
-
 Encoders such as XLM-R have channels that are large for every token. Here the bias of every LayerNorm moves a few
 channels by a constant. Every reader of the LayerNorm's output takes the constant back in its own bias: the query, key
 and value or the first feed-forward product, and for the residual the product that is added to it.
 """
 
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -42,7 +39,3 @@ def add_outliers(checkpoint: Path, folder: Path) -> Path:
             norm = f"{layer}{following}.LayerNorm"
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     return folder
-
-
-if __name__ == "__main__":
-    print(add_outliers(*map(Path, sys.argv[1:])))

@@ -1,6 +1,6 @@
 """Time scores and search beside FlagEmbedding's loops, PyTorch and SciPy, on one machine.
 
-usage: python -m benchmarks.eval.search [--parts maxsim lexical search] [--corpus 10000 30000 100000] [--work FOLDER]
+usage: python -m benchmarks.eval.search [--corpus 10000 30000 100000] [--work FOLDER] [--output JSON]
 
 Vectors are random, of BGE-M3's width. Lengths are log-normal with XQuAD's parameters; token ids follow Zipf's law.
 Results are compared before anything is timed; the encoders take turns, and medians are reported. Where a rival would
@@ -8,7 +8,6 @@ take minutes or more memory than there is, it is timed on a part, and its time i
 for 100,000 passages.
 """
 
-import json
 import shutil
 import statistics
 import tempfile
@@ -40,29 +39,22 @@ N_COPIED = 2500  # passages that memory holds a second time, padded or in compac
 FLAG_PAIRS = (100, 2000)  # queries and passages that FlagEmbedding's dict loop is timed on
 N_PER_PART = 5000  # passages of a corpus made at once
 N_QUERIES = 50
-PARTS = ("maxsim", "lexical", "search")
 Array = NDArray[Any]
 
 
 def main() -> None:
-    """Measure some parts; keep the report's others."""
+    """Measure, and write the report."""
     parser = report_parser(__doc__, "search_cpu.json")
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--corpus", type=int, nargs="+", default=[10_000, 30_000, 100_000], help="sizes to search")
-    parser.add_argument("--threads", type=int, default=available_cpus())
-    parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--work", type=Path, help="where corpora are written; default: a temporary folder")
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    report = json.loads(arguments.output.read_text()) if arguments.output.exists() else {}
-    report["threads"] = arguments.threads
-    if "maxsim" in arguments.parts:
-        report["maxsim"] = {str(n): maxsim(n, n_repeats) for n, n_repeats in ((100, 25), (10_000, arguments.repeats))}
-    if "lexical" in arguments.parts:
-        report["lexical"] = lexical(1000, 100_000, arguments.repeats)
-    if "search" in arguments.parts:
-        with tempfile.TemporaryDirectory(dir=arguments.work) as folder:
-            report["search"] = {str(n): search(n, Path(folder) / str(n)) for n in arguments.corpus}
+    with tempfile.TemporaryDirectory(dir=arguments.work) as folder:
+        report = {
+            "threads": available_cpus(),
+            "maxsim": {"100": maxsim(100, 25), "10000": maxsim(10_000, 5)},
+            "lexical": lexical(1000, 100_000, 5),
+            "search": {str(n): search(n, Path(folder) / str(n)) for n in arguments.corpus},
+        }
     write_report(arguments.output, report, ("FlagEmbedding", "scipy", "torch"))
 
 
@@ -96,15 +88,15 @@ def maxsim(n_passages: int, n_repeats: int) -> dict[str, Any]:
     lengths = random_lengths(rng, n_passages, PASSAGE)
     passages = MultiVectors(unit_rows(rng, int(lengths.sum())), np.concatenate([[0], np.cumsum(lengths)]))
     some = passages.take(np.arange(min(n_passages, N_COPIED)))
-    half, byte = (some.stored_as(kind)[0] for kind in ("float16", "int8"))
+    compact = {kind: some.stored_as(kind)[0] for kind in ("float16", "int8")}
     query, arrays = unit_rows(rng, N_QUERY_VECTORS), list(passages)
     square = rng.standard_normal((2048, N_DIMS), dtype=np.float32)
     calls: dict[str, Callable[[], Any]] = {
         "bgem3": lambda: multivector_scores([query], passages)[0],
         "FlagEmbedding": lambda: np.array([M3Embedder.colbert_score(None, query, p).item() for p in arrays]),
         "torch, padded": partial(torch_maxsim, torch.from_numpy(query), padded_batches(list(some))),
-        "bgem3, float16": lambda: multivector_scores([query], half)[0],
-        "bgem3, int8": lambda: multivector_scores([query], byte)[0],
+        "bgem3, float16": lambda: multivector_scores([query], compact["float16"])[0],
+        "bgem3, int8": lambda: multivector_scores([query], compact["int8"])[0],
         "SGEMM (2048, 1024) x (1024, 2048)": lambda: square @ square.T,
     }
     ours = calls["bgem3"]()
@@ -236,6 +228,7 @@ def make_texts(
     storage: str = "int8",
 ) -> Embeddings:
     """Return embeddings of random texts."""
+    assert bank.scales is not None
     lengths = random_lengths(rng, n_texts, kind)
     drawn = rng.integers(0, len(bank.packed), lengths.sum())
     vectors = MultiVectors(bank.packed[drawn], np.concatenate([[0], np.cumsum(lengths)]), bank.scales[drawn])

@@ -1,16 +1,16 @@
-"""FlagEmbedding's arguments, checked and translated into the runtime's."""
+"""Arguments of FlagEmbedding, checked and translated into those of the runtime."""
 
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from bgem3.runtime.artifact import PRECISIONS
+from bgem3.runtime.artifact import PRECISIONS, ModelSpec
 from bgem3.runtime.device import check_device, device_number
 
 Devices = str | int | Sequence[str] | Sequence[int] | None
-# Keywords that FlagEmbedding hands to its tokenizer, with the values that change no result; None for any value.
+# keywords of FlagEmbedding's tokenizer, with the values that change no result; None stands for every value
 NO_EFFECT: dict[str, tuple[object, ...] | None] = {
-    "convert_to_numpy": None,  # FlagEmbedding's M3 class, too, gives NumPy arrays whatever this says
+    "convert_to_numpy": None,  # FlagEmbedding's M3 class ignores it, too
     "pad_to_multiple_of": None,
     "verbose": None,
     "return_attention_mask": (None, True),
@@ -26,14 +26,21 @@ def check_fixed(**given: object) -> None:
             raise ValueError(f"{name}={value!r} would change the results and is not supported; use {supported[name]!r}")
 
 
+def check_sizes(spec: ModelSpec, colbert_dim: int, truncate_dim: int | None) -> None:
+    """Raise ValueError if a number of dimensions is not one that the model has."""
+    if colbert_dim not in (-1, 0, spec.multivector_size):
+        raise ValueError(f"colbert_dim must be -1 or the head's {spec.multivector_size}, found {colbert_dim!r}")
+    if truncate_dim is not None and truncate_dim not in range(1, spec.hidden_size + 1):
+        raise ValueError(f"truncate_dim must be from 1 to {spec.hidden_size} or None, found {truncate_dim!r}")
+
+
 def stored_precision(precision: str | None, use_fp16: bool) -> str:
-    """Return the precision to load: ``precision``, or what ``use_fp16`` says where it is None.
+    """Return the precision to load; ``use_fp16`` decides if ``precision`` is None.
 
     Raises
     ------
     ValueError
-        If ``precision`` is unknown, or is "fp16" with ``use_fp16=False``. The default ``use_fp16=True`` never
-        contradicts it.
+        If ``precision`` is unknown, or is "fp16" with ``use_fp16=False``.
     """
     if precision is None:
         return "fp16" if use_fp16 else "fp32"
@@ -45,17 +52,12 @@ def stored_precision(precision: str | None, use_fp16: bool) -> str:
 
 
 def target_devices(devices: Devices, device: object = None) -> list[str]:
-    """Return the devices' names, which must all be one device: "auto", "cpu" or "cuda:N".
-
-    Parameters
-    ----------
-    devices : as in `BGEM3FlagModel`
-    device : the argument of FlagEmbedding before 1.3, which must be None
+    """Return the names of the devices: "auto", "cpu" or "cuda:N".
 
     Raises
     ------
     ValueError
-        If ``device`` is given, or ``devices`` is not one device.
+        If ``devices`` is not one device, or ``device`` is given, which FlagEmbedding had before 1.3.
     """
     if device is not None:
         raise ValueError(
@@ -75,8 +77,8 @@ def target_devices(devices: Devices, device: object = None) -> list[str]:
     return names
 
 
-def check_settings(method: str, settings: Mapping[str, object]) -> None:
-    """Raise TypeError or ValueError for a keyword of an encode method that would change results or is unknown."""
+def check_tokenizer_keywords(method: str, settings: Mapping[str, object]) -> None:
+    """Raise TypeError for an unknown keyword of a method, and ValueError for one that would change results."""
     for name, value in settings.items():
         if name not in NO_EFFECT:
             hint = "; give devices to the constructor" if name == "device" else ""

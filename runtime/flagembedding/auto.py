@@ -1,4 +1,4 @@
-"""FlagEmbedding's other way in: a class that chooses the model's class by its name. Here there is one."""
+"""FlagEmbedding's class that chooses a model's class by name; only BGE-M3's is here."""
 
 import os
 from pathlib import Path
@@ -32,20 +32,19 @@ class FlagAutoModel:
         truncate_dim: int | None = None,
         **settings: Any,
     ) -> BGEM3FlagModel:
-        """Return a `BGEM3FlagModel`; the arguments are its own, and None means its default.
+        """Return a `BGEM3FlagModel`. The arguments are its own, and None means its default.
 
         Parameters
         ----------
-        model_name_or_path : a folder, or a hub id whose name is "bge-m3"
-        model_class : None, "encoder-only-m3", or FlagEmbedding's ``EmbedderModelClass.ENCODER_ONLY_M3``; needed for
-            hub ids of another name
+        model_name_or_path : str or Path
+            A folder, or a hub id. A hub id not named "bge-m3" needs ``model_class``.
+        model_class : str, enumeration member or None
+            "encoder-only-m3" or FlagEmbedding's ``EmbedderModelClass.ENCODER_ONLY_M3``.
 
         Raises
         ------
         ValueError
-            If the model is of another class, or its name does not tell.
-        ArtifactError, CheckpointError, ImportError, RuntimeError, TypeError
-            As `BGEM3FlagModel`.
+            If the model is of another class, or its name does not tell; otherwise as `BGEM3FlagModel`.
         """
         _check_class(model_name_or_path, model_class)
         return BGEM3FlagModel(
@@ -64,8 +63,8 @@ class FlagAutoModel:
 
 
 def _check_class(model_name_or_path: str | Path, model_class: object) -> None:
-    """Raise ValueError unless the class given, or the name, is BGE-M3's; a folder's files tell when it is opened."""
-    wanted = getattr(model_class, "value", model_class)  # of FlagEmbedding's enumeration
+    """Raise ValueError unless the class or the name is BGE-M3's. A folder's files are checked when it is opened."""
+    wanted = getattr(model_class, "value", model_class)  # FlagEmbedding's enumeration has values
     if wanted == MODEL_CLASS:
         return
     if wanted is not None:

@@ -7,69 +7,69 @@ from typing import Any, TypeAlias, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from bgem3.runtime.artifact import OUTPUTS, Output
 from bgem3.runtime.device import require_cuda
 from bgem3.runtime.export_cache import find_or_export
 from bgem3.runtime.flagembedding.arguments import (
     Devices,
     check_fixed,
-    check_settings,
+    check_sizes,
+    check_tokenizer_keywords,
     stored_precision,
     target_devices,
 )
-from bgem3.runtime.flagembedding.parts import FlagTokenizer, InnerModel
-from bgem3.runtime.heads import OUTPUTS, Output
+from bgem3.runtime.flagembedding.inner_model import InnerModel
+from bgem3.runtime.flagembedding.tokenizer import FlagTokenizer
 from bgem3.runtime.model import check_whole_number, split_pairs
-from bgem3.runtime.tokenizer import check_texts
-from bgem3.scoring import Scores, hybrid, multivector_pair_scores
-from bgem3.scoring.hybrid import check_weights
+from bgem3.runtime.texts import check_texts
+from bgem3.scoring import Scores, multivector_pair_scores
+from bgem3.scoring.hybrid import Weights, check_weights, score_pairs
 
 LexicalWeights: TypeAlias = Mapping[str, float]
-DEFAULT_LENGTH = 512  # tokens that encode_single_device keeps, whatever the constructor says, as in FlagEmbedding
+DEFAULT_LENGTH = 512  # tokens per text in encode_single_device, as in FlagEmbedding
 KEYS: dict[Output, str] = {"dense": "dense_vecs", "sparse": "lexical_weights", "multivector": "colbert_vecs"}
 
 
 class BGEM3FlagModel:
     """Drop-in for ``FlagEmbedding.BGEM3FlagModel`` (1.4): same arguments, output keys and types.
 
-    Differences, all on purpose: every text is encoded once and alone in effect, so results do not depend on
-    the batch; an empty list gives empty results; a ``max_length`` beyond the model's is an error (in the
-    constructor it means the model's); and a passage's MaxSim is over its own vectors only (FlagEmbedding lets padding
-    put a floor of 0 under it).
+    Four differences are intended. A text's results do not depend on its batch. An empty list gives empty results. A
+    ``max_length`` beyond the model's raises ValueError (in the constructor it means the model's). MaxSim compares a
+    passage's own vectors only; FlagEmbedding's padding raises negative scores to 0.
+
+    Parameters that are not listed mean what they mean in FlagEmbedding.
 
     Parameters
     ----------
-    model_name_or_path : an artifact folder, a checkpoint folder, or a hub id. A checkpoint is exported on
-        first use (needs the export extra) and kept in the user's cache.
-    use_fp16 : use the fp16 weights (True) or the fp32 ones; on CPU both compute in float32
-    query_instruction_for_retrieval, query_instruction_format : put before each text by :meth:`encode_queries`
-    passage_instruction_for_retrieval, passage_instruction_format : likewise by :meth:`encode_corpus`
-    devices : None for the best there is, "cpu", "cuda", "cuda:N", N, or a list of one of these. One model serves a
-        list that repeats one device, as ["cpu", "cpu"]; a list of several devices is an error.
-    cache_dir : where downloads and exports are kept
-    batch_size : a list at least this long shows a progress bar; micro-batches are planned by tokens
-    query_max_length, passage_max_length : tokens kept per text, CLS and EOS included; at most the model's maximum
-    return_dense, return_sparse, return_colbert_vecs : the outputs that the encode methods give by default
-    truncate_dim : keep the first dimensions of dense and multi-vectors, and normalise again
-    normalize_embeddings, use_bf16, pooling_method, colbert_dim : taken only with the values that BGE-M3's
-        graphs compute (True, False, "cls", -1 or the heads' own width); anything else raises
-    trust_remote_code : no effect; no code of the checkpoint is ever run
-    precision : "fp16", "fp32" or "int8", the weights to use; None for what ``use_fp16`` says. "int8" runs on CPU.
-    n_threads : compute threads on CPU, None for as many as the process may use CPUs
-    convert_to_numpy : no effect, as in FlagEmbedding: arrays are NumPy's
-    device : must be None; FlagEmbedding's name for it is ``devices``
+    model_name_or_path : str or Path
+        An artifact folder, a checkpoint folder, or a hub id. A checkpoint is exported on first use, which needs the
+        export extra, and the export stays in the user's cache or in ``cache_dir``.
+    normalize_embeddings, use_bf16, pooling_method, colbert_dim
+        Accepted with the values that BGE-M3's graphs compute: True, False, "cls", and -1 or the head's width.
+    use_fp16 : bool
+        Use the fp16 weights (True) or the fp32 ones. On CPU both compute in float32.
+    devices : str, int, sequence or None
+        None for the best device, "cpu", "cuda", "cuda:N", N, or a list that repeats one of these.
+    trust_remote_code, convert_to_numpy : bool
+        No effect: no code of a checkpoint is run, and arrays are NumPy's.
+    batch_size : int
+        A list at least this long shows a progress bar.
+    precision : str or None
+        "fp16", "fp32" or "int8" (CPU only), the weights to use; None takes what ``use_fp16`` says.
+    n_threads : int or None
+        Compute threads on CPU; None takes one for each CPU that the process may use.
 
     Attributes
     ----------
-    model : the `BGEM3Model`, with ``model.config``, ``sparse_linear`` and ``colbert_linear`` for their sizes
-    tokenizer : the checkpoint's, with what callers use of transformers' tokenizers
-    target_devices : the device's name, as often as ``devices`` has it
+    model : `BGEM3Model`, with ``model.config``, ``sparse_linear`` and ``colbert_linear`` for their sizes
+    tokenizer : `FlagTokenizer`
 
     Raises
     ------
     ValueError
-        If an argument asks for something that would change the results and is not supported.
+        If an argument asks for something that would change the results.
     ArtifactError, CheckpointError, ImportError, RuntimeError
-        If the model or the device cannot be had; the message says what to do.
+        If the model or the device is not available; the message says what to do.
     """
 
     def __init__(
@@ -104,20 +104,16 @@ class BGEM3FlagModel:
         names = target_devices(devices, device)
         precision = stored_precision(precision, use_fp16)
         check_whole_number("n_threads", n_threads)
-        if names[0].startswith("cuda"):
+        if names[0].startswith("cuda"):  # what an export could not help is refused before it
             if precision == "int8":
                 raise ValueError(f"precision='int8' runs on CPU alone, found devices={devices!r}; use devices='cpu'")
             require_cuda(names[0])
         folder = find_or_export(model_name_or_path, precision, cache_dir)
         model = InnerModel.load(folder, device=names[0], precision=precision, n_threads=n_threads)
         self.model = cast(InnerModel, model)
-        spec = self.model.spec
-        if colbert_dim not in (-1, 0, spec.multivector_size):
-            raise ValueError(f"colbert_dim must be -1 or the head's {spec.multivector_size}, found {colbert_dim!r}")
-        if truncate_dim is not None and truncate_dim not in range(1, spec.hidden_size + 1):
-            raise ValueError(f"truncate_dim must be from 1 to {spec.hidden_size} or None, found {truncate_dim!r}")
-        self.tokenizer = FlagTokenizer(self.model.tokenizer.backend, spec)
-        self.target_devices = [self.model.device for _ in names]
+        check_sizes(model.spec, colbert_dim, truncate_dim)
+        self.tokenizer = FlagTokenizer(model.tokenizer.backend, model.spec)
+        self.target_devices = [model.device for _ in names]
         self.model_name_or_path = model_name_or_path
         self.normalize_embeddings, self.pooling_method = normalize_embeddings, pooling_method
         self.use_fp16, self.use_bf16 = use_fp16, use_bf16
@@ -127,8 +123,8 @@ class BGEM3FlagModel:
         self.passage_instruction_for_retrieval = passage_instruction_for_retrieval
         self.passage_instruction_format = passage_instruction_format
         self.batch_size = batch_size
-        self.query_max_length = min(query_max_length, spec.max_length)
-        self.passage_max_length = min(passage_max_length, spec.max_length)
+        self.query_max_length = min(query_max_length, model.spec.max_length)
+        self.passage_max_length = min(passage_max_length, model.spec.max_length)
         self.return_dense = return_dense
         self.return_sparse = return_sparse
         self.return_colbert_vecs = return_colbert_vecs
@@ -144,26 +140,20 @@ class BGEM3FlagModel:
         return_colbert_vecs: bool | None = None,
         **settings: Any,
     ) -> dict[str, Any]:
-        """Encode N texts; None means the value given to the constructor.
+        """Encode N texts. None means the value given to the constructor.
 
-        Parameters
-        ----------
-        settings : ``instruction`` and ``instruction_format``, put before each text, and keywords that FlagEmbedding
-            hands to its tokenizer, such as ``convert_to_numpy``, which are taken where they change no result
+        ``settings`` are ``instruction`` and ``instruction_format``, put before each text, and keywords of
+        FlagEmbedding's tokenizer. One that is unknown, or would change results, raises TypeError or ValueError.
 
         Returns
         -------
-        ``dense_vecs`` (N, D) float32 array, ``lexical_weights`` N dicts of token id (str) to weight in order
-        of first occurrence (0 for any other key), ``colbert_vecs`` N float32 arrays (tokens - 1, M); None for
-        what is not asked for. A single str gives its values without the list around them.
-
-        Raises
-        ------
-        TypeError, ValueError
-            As `BGEM3Model.encode`, and for a keyword that is unknown or would change results.
+        dict
+            ``dense_vecs`` float32 array (N, D), ``lexical_weights`` N dicts of token id (str) to weight in order of
+            first occurrence, ``colbert_vecs`` N float32 arrays (tokens - 1, M). None stands for an output not asked
+            for. A single str gives its values without the list around them.
         """
         instruction, template = settings.pop("instruction", None), settings.pop("instruction_format", "{}{}")
-        check_settings("encode", settings)
+        check_tokenizer_keywords("encode", settings)
         sentences = _instruct(sentences, instruction, template)
         texts = check_texts([sentences] if isinstance(sentences, str) else sentences)
         defaults = (self.return_dense, self.return_sparse, self.return_colbert_vecs)
@@ -172,10 +162,8 @@ class BGEM3FlagModel:
         outputs = [name for name, wanted in zip(KEYS, is_wanted, strict=True) if wanted]
         if not outputs:
             raise ValueError("return_dense, return_sparse and return_colbert_vecs are all False; set one to True")
-        show_progress = len(texts) >= (self.batch_size if batch_size is None else batch_size)
         max_length = self.passage_max_length if max_length is None else max_length
-        encoded = self.model.encode(texts, outputs, max_length, show_progress)
-        result = encoded.to_flag()
+        result = self.model.encode(texts, outputs, max_length, self._has_progress(texts, batch_size)).to_flag()
         if "dense" in outputs:
             result["dense_vecs"] = self._truncate(result["dense_vecs"])
         if "multivector" in outputs:
@@ -194,8 +182,8 @@ class BGEM3FlagModel:
         return_colbert_vecs: bool | None = None,
         **settings: Any,
     ) -> dict[str, Any]:
-        """Encode queries, each after the query instruction if there is one; otherwise as :meth:`encode`."""
-        check_settings("encode_queries", settings)
+        """Encode queries as `encode` does, each after the query instruction."""
+        check_tokenizer_keywords("encode_queries", settings)
         instructed = _instruct(queries, self.query_instruction_for_retrieval, self.query_instruction_format)
         max_length = self.query_max_length if max_length is None else max_length
         return self.encode(instructed, batch_size, max_length, return_dense, return_sparse, return_colbert_vecs)
@@ -210,8 +198,8 @@ class BGEM3FlagModel:
         return_colbert_vecs: bool | None = None,
         **settings: Any,
     ) -> dict[str, Any]:
-        """Encode passages, each after the passage instruction if there is one; otherwise as :meth:`encode`."""
-        check_settings("encode_corpus", settings)
+        """Encode passages as `encode` does, each after the passage instruction."""
+        check_tokenizer_keywords("encode_corpus", settings)
         instructed = _instruct(corpus, self.passage_instruction_for_retrieval, self.passage_instruction_format)
         return self.encode(instructed, batch_size, max_length, return_dense, return_sparse, return_colbert_vecs)
 
@@ -226,12 +214,10 @@ class BGEM3FlagModel:
         device: str | None = None,
         **settings: Any,
     ) -> dict[str, Any]:
-        """Encode as :meth:`encode`, with FlagEmbedding's defaults instead of the constructor's values.
+        """Encode as `encode` does, with FlagEmbedding's defaults instead of the constructor's values.
 
-        Parameters
-        ----------
-        max_length : tokens kept per text; None for 512, or the model's maximum where that is less
-        device : None or the model's own device
+        ``max_length`` None means 512 tokens, or the model's maximum if it is smaller. ``device`` must be the model's
+        own.
         """
         if device not in (None, *self.target_devices):
             raise ValueError(f"this model is on {self.model.device}, found device={device!r}; make one on that device")
@@ -248,32 +234,31 @@ class BGEM3FlagModel:
         weights_for_different_modes: Sequence[float] | None = None,
         **settings: Any,
     ) -> dict[str, list[float]] | dict[str, float] | list[float]:
-        """Score pairs; each distinct text is encoded once.
+        """Score N (query, passage) pairs, or one pair; each distinct text is encoded once.
 
-        Parameters
-        ----------
-        sentence_pairs : N (query, passage) pairs, or one pair
-        weights_for_different_modes : of dense, sparse and multi-vector, None for equal ones
-        settings : as in :meth:`encode`
+        ``weights_for_different_modes`` are those of the dense, sparse and multi-vector score; None means equal ones.
 
         Returns
         -------
-        N floats under each of ``colbert``, ``sparse``, ``dense``, ``sparse+dense`` and
-        ``colbert+sparse+dense``; single floats for one pair; ``[]`` for an empty list. ``sparse+dense`` is
-        NaN where the dense and sparse weights sum to 0.
+        dict or list
+            N floats under each of ``colbert``, ``sparse``, ``dense``, ``sparse+dense`` and ``colbert+sparse+dense``;
+            single floats for one pair; ``[]`` for an empty list. ``sparse+dense`` is NaN where the dense and sparse
+            weights sum to 0.
         """
-        check_settings("compute_score", settings)
+        check_tokenizer_keywords("compute_score", settings)
         is_one_pair = isinstance(sentence_pairs, (list, tuple)) and isinstance(next(iter(sentence_pairs), None), str)
         queries, passages = split_pairs([sentence_pairs] if is_one_pair else sentence_pairs)  # type: ignore[arg-type, list-item]
         if not queries:
             return []
         weights = check_weights((1.0, 1.0, 1.0) if weights_for_different_modes is None else weights_for_different_modes)
-        lengths = (
+        scores = self._score(
+            queries,
+            passages,
             self.query_max_length if max_query_length is None else max_query_length,
             self.passage_max_length if max_passage_length is None else max_passage_length,
+            weights,
+            self._has_progress(queries, batch_size),
         )
-        show_progress = len(queries) >= (self.batch_size if batch_size is None else batch_size)
-        scores = self._score_pairs(queries, passages, lengths, weights, show_progress)
         w_dense, w_sparse, _ = (np.float32(w) for w in weights)
         with np.errstate(invalid="ignore", divide="ignore"):
             sparse_dense = (w_sparse * scores.sparse + w_dense * scores.dense) / (w_sparse + w_dense)
@@ -291,13 +276,7 @@ class BGEM3FlagModel:
         lexical_weights_1: LexicalWeights | Sequence[LexicalWeights],
         lexical_weights_2: LexicalWeights | Sequence[LexicalWeights],
     ) -> float | NDArray[np.floating]:
-        """Sum ``w_1 · w_2`` over shared tokens: a number for two dicts, a matrix for two lists of dicts.
-
-        Raises
-        ------
-        ValueError
-            If the two are not both dicts or both lists.
-        """
+        """Return ``Σ w_1 · w_2`` over shared tokens: a number for two dicts, a matrix for two lists of dicts."""
         if isinstance(lexical_weights_1, Mapping) and isinstance(lexical_weights_2, Mapping):
             weights_2 = lexical_weights_2
             return sum(weight * weights_2[token] for token, weight in lexical_weights_1.items() if token in weights_2)
@@ -310,7 +289,7 @@ class BGEM3FlagModel:
         )
 
     def colbert_score(self, q_reps: NDArray[np.floating], p_reps: NDArray[np.floating]) -> np.float32:
-        """Return the MaxSim score of two texts' multi-vectors, (N, M) and (P, M), as a NumPy scalar."""
+        """Return the MaxSim score of two texts' multi-vectors, (N, M) and (P, M)."""
         return np.float32(multivector_pair_scores([q_reps], [p_reps])[0])
 
     def convert_id_to_token(
@@ -322,36 +301,39 @@ class BGEM3FlagModel:
         return named[0] if len(named) == 1 else named
 
     def stop_self_pool(self) -> None:
-        """Do nothing: there is no pool of processes to stop. :meth:`close` releases the model's memory."""
+        """Do nothing: there is no pool of processes. `close` releases the model's memory."""
 
     def close(self) -> None:
         """Release the model's memory."""
         self.model.close()
 
-    def _score_pairs(
+    def _has_progress(self, texts: Sequence[str], batch_size: int | None) -> bool:
+        return len(texts) >= (self.batch_size if batch_size is None else batch_size)
+
+    def _score(
         self,
         queries: list[str],
         passages: list[str],
-        lengths: tuple[int, int],
-        weights: tuple[float, float, float],
+        query_length: int,
+        passage_length: int,
+        weights: Weights,
         show_progress: bool,
     ) -> Scores:
-        """Encode the distinct texts of both sides, together where one length holds for both."""
-        if lengths[0] == lengths[1]:
+        if query_length == passage_length:
             pairs = list(zip(queries, passages, strict=True))
-            return self.model.score_pairs(pairs, weights, lengths[0], show_progress)
+            return self.model.score_pairs(pairs, weights, query_length, show_progress)
         sides = []
-        for texts, max_length in zip((queries, passages), lengths, strict=True):
+        for texts, max_length in ((queries, query_length), (passages, passage_length)):
             place = {text: i for i, text in enumerate(dict.fromkeys(texts))}
             encoded = self.model.encode(list(place), OUTPUTS, max_length, show_progress)
             sides.append((encoded, [place[text] for text in texts]))
-        return hybrid.score_pairs(*sides[0], *sides[1], weights)
+        return score_pairs(*sides[0], *sides[1], weights)
 
     def _truncate(self, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
         if self.truncate_dim is None:
             return vectors
-        kept = vectors[:, : self.truncate_dim]
-        return np.asarray(kept / np.maximum(np.linalg.norm(kept, axis=1, keepdims=True), 1e-12))
+        cut = vectors[:, : self.truncate_dim]
+        return np.asarray(cut / np.maximum(np.linalg.norm(cut, axis=1, keepdims=True), 1e-12))
 
 
 def _instruct(texts: list[str] | str, instruction: str | None, template: str) -> list[str] | str:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks import gpu
+from benchmarks import gpu, kernels
 from bgem3.runtime import BGEM3Model
 
 LINE = "\x1b[36mOperator={} Node=/0 DataType=fp16 SdpaKernel={}\x1b[0m\n"
@@ -28,7 +28,7 @@ class PrintingModel:
     """Prints what ONNX Runtime prints, past Python's standard output."""
 
     def __enter__(self) -> "PrintingModel":
-        assert os.environ[gpu.KERNEL_LOG] == "1"
+        assert os.environ[kernels.ATTENTION_LOG] == "1"
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -41,12 +41,12 @@ class PrintingModel:
 def test_attention_kernels_are_read_from_what_onnxruntime_prints() -> None:
     packed = LINE.format("PackedMultiHeadAttention", "FLASH_ATTENTION")
     load: Any = PrintingModel
-    found = gpu.attention_kernels(load, {16: [packed, packed], 512: [LINE.format("MultiHeadAttention", "MATH")]})
+    found = kernels.attention_kernels(load, {16: [packed, packed], 512: [LINE.format("MultiHeadAttention", "MATH")]})
     assert found["16"] == {"PackedMultiHeadAttention fp16 FLASH_ATTENTION": 2}
     assert found["512"] == {"MultiHeadAttention fp16 MATH": 1}
     with pytest.raises(RuntimeError, match="did not name its attention kernels"):
-        gpu.attention_kernels(load, {16: [packed], 128: ["nothing"]})
-    assert gpu.KERNEL_LOG not in os.environ
+        kernels.attention_kernels(load, {16: [packed], 128: ["nothing"]})
+    assert kernels.ATTENTION_LOG not in os.environ
 
 
 def test_every_step_is_reported_and_a_failed_one_is_the_exit_status(

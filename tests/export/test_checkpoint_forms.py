@@ -17,9 +17,9 @@ from bgem3.export.checkpoint import Checkpoint, load_checkpoint
 from bgem3.export.reference import SENTENCES, last_states, parity_texts
 from bgem3.runtime import CheckpointError
 from bgem3.runtime import export_cache as cache
+from bgem3.runtime.adapters import adapter_files
 from bgem3.runtime.artifact import MANIFEST
-from bgem3.runtime.checkpoint_files import adapter_files
-from bgem3.runtime.source import checkpoint_hash, find_checkpoint
+from bgem3.runtime.checkpoint_files import checkpoint_hash, find_checkpoint
 
 Edit = Callable[[Path], object]
 
@@ -319,7 +319,7 @@ def test_a_damaged_file_beside_the_weights_is_no_adapter(folder: Path) -> None:
     content = path.read_bytes()
     for place in range(0, len(content), 3):
         path.write_bytes(content[:place] + b"\xff" + content[place + 1 :])
-        assert adapter_files(folder) == []
+        assert adapter_files(folder, ()) == []
 
 
 def test_an_adapter_of_another_kind_is_named(folder: Path) -> None:

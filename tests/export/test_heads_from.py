@@ -16,7 +16,6 @@ from bgem3.export import export_model
 from bgem3.export.reference import SENTENCES
 from bgem3.runtime import ArtifactError, BGEM3FlagModel, BGEM3Model, CheckpointError
 from bgem3.runtime.artifact import read_artifact, sha256_of
-from bgem3.runtime.bench import run_bench
 from bgem3.runtime.cli import main
 from bgem3.runtime.cpu_session import Output
 from bgem3.runtime.device import open_encoder
@@ -251,11 +250,6 @@ def test_the_command_line_encodes_verifies_and_shows_a_dense_only_artifact(
     assert "outputs" in capsys.readouterr().out
     assert main(["score", str(dense_artifact), "-q", "a", "-p", "b", "--device", "cpu"]) == 2
     assert "exported without sparse and multivector" in capsys.readouterr().err
-
-
-def test_a_benchmark_says_that_it_needs_all_outputs(dense_artifact: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"gives \('dense',\) alone; a benchmark needs an export with all outputs"):
-        run_bench(dense_artifact, device="cpu", output=tmp_path / "report.json")
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,8 @@
-"""What only a CUDA device can show: `pytest -m gpu`, with the gpu, export and test extras."""
+"""The CUDA session on a CUDA device: `pytest -m gpu`, with the gpu, export and test extras."""
 
 import json
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,17 +10,19 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from benchmarks.gpu import attention_kernels
+from benchmarks.kernels import attention_kernels
 from bgem3.export import export_model
 from bgem3.export.reference import SENTENCES
 from bgem3.runtime import BGEM3Model, DeviceMemoryError
-from bgem3.runtime import cuda_session as cuda
 from bgem3.runtime.artifact import read_artifact
 from bgem3.runtime.bench import ExactTexts
-from bgem3.runtime.cpu_session import OUTPUTS
-from bgem3.runtime.cuda_session import CudaSession
+from bgem3.runtime.cuda_feeds import packed_feeds
+from bgem3.runtime.cuda_runtime import device_memory, preload_libraries, why_unavailable
+from bgem3.runtime.cuda_session import SETTINGS, CudaSession, provider_options
+from bgem3.runtime.heads import OUTPUTS
 from bgem3.runtime.packing import pack
-from bgem3.runtime.parity import Reference, check_parity
+from bgem3.runtime.parity import check_parity
+from bgem3.runtime.reference import Reference
 from tests.paths import ROOT
 
 LENGTHS = (16, 128, 512, 2048, 8192)
@@ -32,7 +35,7 @@ pytestmark = pytest.mark.gpu
 
 @pytest.fixture(scope="module", autouse=True)
 def device() -> None:
-    reason = cuda.why_unavailable()
+    reason = why_unavailable()
     if reason:
         pytest.skip(reason)
 
@@ -41,7 +44,7 @@ def device() -> None:
 def checkpoint(
     demo_checkpoint: Path, make_random_checkpoint: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    """BGE-M3's head size and lengths, four layers of it."""
+    """Four layers with BGE-M3's head size and lengths."""
     return make_random_checkpoint(
         demo_checkpoint / "tokenizer.json",
         tmp_path_factory.mktemp("gpu"),
@@ -65,7 +68,7 @@ def model(artifact: Path) -> Iterator[BGEM3Model]:
 
 
 def bytes_in_use() -> int:
-    free, total = cuda.device_memory(cuda.import_cudart(), 0)
+    free, total = device_memory(0)
     return total - free
 
 
@@ -102,17 +105,17 @@ def assert_parity(report: dict[str, Any], precision: str) -> None:
 def test_every_node_runs_on_the_device(artifact: Path, tmp_path: Path, precision: str) -> None:
     """A profile names the provider of every kernel that ran, copies between devices included."""
     read = read_artifact(artifact)
-    cuda.preload_libraries()
+    preload_libraries()
     options = onnxruntime.SessionOptions()
     options.enable_profiling = True
     options.profile_file_prefix = str(tmp_path / "profile")
-    for key, value in cuda.SETTINGS.items():
+    for key, value in SETTINGS.items():
         options.add_session_config_entry(key, value)
-    provider = ("CUDAExecutionProvider", cuda.provider_options(0))
+    provider = ("CUDAExecutionProvider", provider_options(0))
     session = onnxruntime.InferenceSession(artifact / precision / "cuda.onnx", options, providers=[provider])
     with BGEM3Model.load(artifact, "cpu") as loaded:
         batch = pack(loaded.tokenizer(TEXTS, 8192), np.arange(len(TEXTS)), read.spec.pad_id)
-    session.run(list(OUTPUTS), cuda.packed_feeds(batch, OUTPUTS))
+    session.run(list(OUTPUTS), packed_feeds(batch, OUTPUTS))
     events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
     ran = [event["args"] for event in events if event["name"].endswith("_kernel_time")]
     assert sum(arguments["op_name"] == "PackedMultiHeadAttention" for arguments in ran) == read.spec.n_layers
@@ -120,11 +123,11 @@ def test_every_node_runs_on_the_device(artifact: Path, tmp_path: Path, precision
     assert not any("Memcpy" in arguments["op_name"] for arguments in ran)
 
 
-def test_attention_is_flash_at_every_length(model: BGEM3Model, artifact: Path) -> None:
+def test_attention_is_flash_at_every_length(artifact: Path, model: BGEM3Model) -> None:
     exact = ExactTexts(model.tokenizer, model.spec, SENTENCES)
-    found = attention_kernels(lambda: BGEM3Model.load(artifact, "cuda", "fp16"), {n: exact(n) for n in LENGTHS})
-    for length, kernels in found.items():
-        assert list(kernels) == ["PackedMultiHeadAttention fp16 FLASH_ATTENTION"], (length, kernels)
+    load = partial(BGEM3Model.load, artifact, "cuda", "fp16")
+    for length, found in attention_kernels(load, {n: exact(n) for n in LENGTHS}).items():
+        assert list(found) == ["PackedMultiHeadAttention fp16 FLASH_ATTENTION"], (length, found)
 
 
 def test_a_text_alone_equals_the_text_in_any_company(model: BGEM3Model) -> None:
@@ -172,7 +175,7 @@ def test_memory_does_not_grow_over_2000_micro_batches_of_random_shapes(model: BG
 
 
 def test_closing_gives_the_devices_memory_back(artifact: Path) -> None:
-    BGEM3Model.load(artifact, "cuda").close()  # what the libraries keep
+    BGEM3Model.load(artifact, "cuda").close()  # loads the libraries, which stay
     before = bytes_in_use()
     BGEM3Model.load(artifact, "cuda").close()
     assert bytes_in_use() - before <= 64 * MIB

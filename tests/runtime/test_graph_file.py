@@ -1,56 +1,66 @@
-"""What a graph file declares is read as the onnx package reads it, and damaged files are refused."""
+"""Graph files: their declarations are read, compared with the manifest, and refused where they differ."""
 
 import contextlib
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bgem3.export import cpu_graph, cuda_graph, native_graph
-from bgem3.runtime.artifact import ArtifactError, read_artifact
-from bgem3.runtime.graph_file import INPUTS, GraphFile, check_graph, with_locations
+from bgem3.runtime import ArtifactError
+from bgem3.runtime.artifact import OUTPUTS, Output, check_artifact, read_artifact
+from bgem3.runtime.graph_file import ELEMENT_TYPES, INPUTS, GraphFile, check_graph
+from tests.runtime.damage import both_kernels, edit_graph, list_file, load, manifest_of
 
 GRAPHS = [f"{precision}/{device}.onnx" for precision in ("fp16", "fp32") for device in ("cpu", "cuda", "native")]
+TEXTS = ["", "What is BM25?", "Die Brücke ist gesperrt."]
+CPU_GRAPHS = ("fp32/cpu.onnx", "fp32/native.onnx")
 
 
-def load(path: Path) -> onnx.ModelProto:
-    return onnx.load(path, load_external_data=False)
+@pytest.fixture
+def folder(random_artifact: Path, tmp_path: Path) -> Path:
+    """A copy of the artifact, to be damaged."""
+    shutil.copytree(random_artifact, tmp_path / "artifact")
+    return tmp_path / "artifact"
+
+
+def declaration(data_type: int, sizes: list[object]) -> str:
+    return f"{ELEMENT_TYPES[data_type]} ({', '.join(map(str, sizes))})"
 
 
 @pytest.mark.parametrize("name", [*GRAPHS, "portable/model.onnx"])
-def test_a_graphs_declarations_are_read_as_the_onnx_package_reads_them(demo_artifact: Path, name: str) -> None:
-    found, expected = GraphFile(demo_artifact / name), load(demo_artifact / name).graph
-    assert {name: (tensor.data_type, tensor.shape) for name, tensor in found.tensors.items()} == {
-        tensor.name: (tensor.data_type, tuple(tensor.dims)) for tensor in expected.initializer
-    }
-    for values, declared in ((found.inputs, expected.input), (found.outputs, expected.output)):
-        assert values == {
-            value.name: (
-                value.type.tensor_type.elem_type,
-                tuple(
-                    size.dim_value if size.HasField("dim_value") else None for size in value.type.tensor_type.shape.dim
-                ),
-            )
-            for value in declared
-        }
+def test_a_graph_is_read_and_pointed_to_other_weights_as_by_the_onnx_package(demo_artifact: Path, name: str) -> None:
+    found, model = GraphFile(demo_artifact / name), onnx.load(demo_artifact / name, load_external_data=False)
+    assert found.tensors == {t.name: declaration(t.data_type, list(t.dims)) for t in model.graph.initializer}
+    for values, declared in ((found.inputs, model.graph.input), (found.outputs, model.graph.output)):
+        assert values.keys() == {value.name for value in declared}
+        for value in declared:
+            tensor = value.type.tensor_type
+            sizes: list[object] = [d.dim_value if d.HasField("dim_value") else "?" for d in tensor.shape.dim]
+            assert values[value.name] == declaration(tensor.elem_type, sizes)
     assert found.locations == {"weights.bin"}
+    for tensor in model.graph.initializer:
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                entry.value = "größe.bin"
+    assert onnx.ModelProto.FromString(found.with_locations({"weights.bin": "größe.bin"})) == model
 
 
-@pytest.mark.parametrize("kind", INPUTS)
-def test_each_kind_of_graph_is_expected_to_take_what_the_export_declares(kind: str) -> None:
-    declared = {"cpu": cpu_graph.INPUTS, "cuda": cuda_graph.INPUTS, "native": native_graph.INPUTS}[kind]
-    assert INPUTS[kind] == {name: (dtype, (None,) * len(shape)) for name, (dtype, shape) in declared.items()}
+def test_exported_graphs_declare_what_is_expected_of_each_kind(demo_artifact: Path) -> None:
+    exported = {"cpu": cpu_graph.INPUTS, "cuda": cuda_graph.INPUTS, "native": native_graph.INPUTS}
+    for kind, inputs in exported.items():
+        assert INPUTS[kind] == {name: declaration(dtype, ["?"] * len(shape)) for name, (dtype, shape) in inputs.items()}
+    for name in GRAPHS:
+        precision, file = name.split("/")
+        check_graph(read_artifact(demo_artifact), demo_artifact / name, precision, file.removesuffix(".onnx"))
 
 
-@pytest.mark.parametrize("name", GRAPHS)
-def test_an_exported_graph_is_of_its_manifest(demo_artifact: Path, name: str) -> None:
-    precision, file = name.split("/")
-    check_graph(read_artifact(demo_artifact), demo_artifact / name, precision, file.removesuffix(".onnx"))
-
-
-def test_files_of_tensors_are_found_wherever_a_graph_may_stand(tmp_path: Path) -> None:
+def test_files_of_tensors_are_found_wherever_a_graph_may_have_them(tmp_path: Path) -> None:
     def tensor(location: str) -> onnx.TensorProto:
         made = onnx.TensorProto(name=location, data_type=1, dims=[1], data_location=onnx.TensorProto.EXTERNAL)
         made.external_data.add(key="offset", value="0")
@@ -73,27 +83,112 @@ def test_files_of_tensors_are_found_wherever_a_graph_may_stand(tmp_path: Path) -
     graph.sparse_initializer.add(values=tensor("sparse_values"), indices=tensor("sparse_indices"))
     model = onnx.helper.make_model(graph)
     model.functions.add(name="f", domain="d", node=[constant("in_function")])
+    model.functions[0].attribute_proto.append(onnx.helper.make_attribute("default", tensor("default")))
     model.training_info.add(algorithm=onnx.helper.make_graph([constant("in_training")], "training", [], []))
     (tmp_path / "graph.onnx").write_bytes(model.SerializeToString())
-    names = (
-        "initializer constant in_branch of_branch one of_two values indices sparse_values sparse_indices in_function"
-    )
-    assert GraphFile(tmp_path / "graph.onnx").locations == {*names.split(), "in_training"}
+    names = "initializer constant in_branch of_branch one of_two values indices sparse_values sparse_indices"
+    found = GraphFile(tmp_path / "graph.onnx").locations
+    assert found == {*names.split(), "in_function", "default", "in_training"}
 
 
-@pytest.mark.parametrize("name", GRAPHS)
-@pytest.mark.parametrize("location", ["w", "SHA256E-s1135511616--" + "0f" * 200 + ".bin", "größe.bin"])
-def test_a_model_is_pointed_to_another_file_and_else_unchanged(demo_artifact: Path, name: str, location: str) -> None:
-    content, expected = (demo_artifact / name).read_bytes(), load(demo_artifact / name)
-    for tensor in expected.graph.initializer:
-        for entry in tensor.external_data:
-            if entry.key == "location":
-                entry.value = location
-    assert onnx.ModelProto.FromString(with_locations(content, {"weights.bin": location})) == expected
-    assert with_locations(content, {}) == content
+@pytest.mark.parametrize("name", ["fp16/cpu.onnx", "fp32/native.onnx", "fp32/cuda.onnx"])
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"vocab_size": 900}, r"tensor embeddings.word is float(16|32) \(\d+, 96\), expected float(16|32) \(900, 96\)"),
+        ({"hidden_size": 48}, r"outputs are dense float32 \(\?, 96\)"),
+        ({"multivector_size": 48}, r"outputs are .*multivector float32 \(\?, 96\)"),
+        (
+            {"intermediate_size": 161},
+            r"tensor layer.0.intermediate.weight is float(16|32) \(96, 160\), expected \(96, 161\)",
+        ),
+        ({"max_length": 8192}, "tensor embeddings.position is "),
+        ({"pad_id": 4}, "tensor embeddings.position is "),
+        ({"n_layers": 2}, "layers are 3, expected 2"),
+        ({"n_layers": 2**31 - 1}, "layers are 3, expected 2147483647"),
+        ({"n_heads": 3}, r"heads are \[6\], expected 3"),
+    ],
+    ids=str,
+)
+def test_sizes_other_than_the_graphs_are_refused(
+    random_artifact: Path, name: str, values: dict[str, int], words: str
+) -> None:
+    manifest = manifest_of(random_artifact)
+    artifact = check_artifact(random_artifact, manifest | {"model": manifest["model"] | values})
+    precision, file = name.split("/")
+    with pytest.raises(ArtifactError, match=f"cannot open .*{name}: its {words}.*manifest.json says.*bgem3 verify"):
+        check_graph(artifact, random_artifact / name, precision, file.removesuffix(".onnx"))
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def widen_input(graph: onnx.GraphProto) -> None:
+    graph.input[0].type.tensor_type.elem_type = onnx.TensorProto.INT32
+
+
+def fix_rows(graph: onnx.GraphProto) -> None:
+    graph.output[0].type.tensor_type.shape.dim[0].dim_value = 1
+
+
+def without_an_output(graph: onnx.GraphProto) -> None:
+    del graph.output[1]
+
+
+@both_kernels
+@pytest.mark.parametrize(
+    ("edit", "words"),
+    [
+        (widen_input, r"inputs are .*token_ids int32 \(\?\)"),
+        (fix_rows, r"outputs are dense float32 \(1, 96\)"),
+        (without_an_output, "outputs are dense .* multivector"),
+    ],
+)
+def test_a_graph_of_other_inputs_or_outputs_is_refused(
+    folder: Path, edit: Callable[[onnx.GraphProto], object], words: str, kernels: str
+) -> None:
+    for name in CPU_GRAPHS:
+        edit_graph(folder, name, edit)
+    with pytest.raises(ArtifactError, match=rf"cannot open .*fp32/.*{words}"):
+        load(folder, kernels=kernels)
+
+
+@pytest.mark.parametrize("other", ["fp32/cuda.onnx", "fp16/cpu.onnx"])
+def test_another_graph_in_a_graphs_place_is_refused(folder: Path, other: str) -> None:
+    shutil.copy(folder / other, folder / "fp32/cpu.onnx")
+    list_file(folder, "fp32/cpu.onnx")
+    with pytest.raises(ArtifactError, match=r"cannot open .*cpu.onnx: its (inputs are|tensor embeddings.word is)"):
+        load(folder)
+
+
+def gather(output: str, row: int) -> Callable[[onnx.GraphProto], object]:
+    """Make a graph give one row of an output, whatever it is asked for, though it declares as many as asked for."""
+
+    def edit(graph: onnx.GraphProto) -> None:
+        (node,) = (node for node in graph.node if output in node.output)
+        node.output[list(node.output).index(output)] = "all_rows"
+        graph.initializer.append(onnx.numpy_helper.from_array(np.array([row]), "row"))
+        graph.node.append(onnx.helper.make_node("Gather", ["all_rows", "row"], [output]))
+
+    return edit
+
+
+@both_kernels
+@pytest.mark.parametrize("output", OUTPUTS)
+def test_one_row_is_never_taken_for_the_rows_of_all_texts(folder: Path, output: Output, kernels: str) -> None:
+    for name in CPU_GRAPHS:
+        edit_graph(folder, name, gather(output, 0))
+    with (
+        load(folder, kernels=kernels) as model,
+        pytest.raises(ArtifactError, match=rf"gives {output} of the shape \(1,"),
+    ):
+        model.encode(TEXTS)
+
+
+def test_what_onnxruntime_fails_to_run_is_a_runtime_error(folder: Path) -> None:
+    edit_graph(folder, "fp32/cpu.onnx", gather("dense", 10**6))
+    with load(folder) as model, pytest.raises(RuntimeError, match=r"failed to run .*fp32/cpu.onnx .*bgem3 verify"):
+        model.encode(TEXTS)
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_a_damaged_graph_file_is_refused_or_read(demo_artifact: Path, tmp_path: Path, data: st.DataObject) -> None:
     content = bytearray((demo_artifact / "fp32/cpu.onnx").read_bytes())
@@ -110,36 +205,10 @@ def test_a_damaged_graph_file_is_refused_or_read(demo_artifact: Path, tmp_path: 
 
 @pytest.mark.parametrize(
     "content",
-    [
-        pytest.param(b"\x3a\xff\xff\xff\xff\x0f", id="longer_than_the_file"),
-        pytest.param(b"\x80" * 20, id="endless_number"),
-        pytest.param(b"\x38\x01", id="number_for_the_graph"),
-        pytest.param(b"\x3b", id="unknown_kind"),
-        pytest.param(b"\x3a\x03\x5a\x01\x08", id="cut_input"),
-        pytest.param(b"\x3a\x02\x5a\x00", id="input_without_a_name"),
-        pytest.param(b"\x3a\x05\x2a\x03\x42\x01\xff", id="name_that_is_not_utf8"),
-    ],
+    [b"\x3a\xff\xff\xff\xff\x0f", b"\x80" * 20, b"\x3b", b"\x3a\x05\x2a\x03\x42\x01\xff"],
+    ids=["longer_than_the_file", "endless_number", "unknown_kind", "name_that_is_not_utf8"],
 )
 def test_what_is_no_graph_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "graph.onnx").write_bytes(content)
     with pytest.raises(ArtifactError, match="not a graph in Protobuf form"):
         GraphFile(tmp_path / "graph.onnx")
-
-
-def test_graphs_nested_without_end_are_refused(tmp_path: Path) -> None:
-    """A node's attribute holds a graph, whose node's attribute holds a graph, and so on."""
-    content = b""
-    for _ in range(3000):
-        for number in (6, 5, 1):
-            content = _field(number, content)
-    (tmp_path / "graph.onnx").write_bytes(_field(7, content))
-    with pytest.raises(ArtifactError, match="recursion"):
-        GraphFile(tmp_path / "graph.onnx")
-
-
-def _field(number: int, value: bytes) -> bytes:
-    size, digits = len(value), bytearray()
-    while size > 0x7F:
-        digits.append(size & 0x7F | 0x80)
-        size >>= 7
-    return bytes([number << 3 | 2, *digits, size]) + value

@@ -1,4 +1,4 @@
-"""Interrupts of one thread that encodes: the others go on, and what comes later is as it was."""
+"""Interrupts of one thread that encodes: the others go on, and later calls are not affected."""
 
 import json
 import os
@@ -14,14 +14,11 @@ from typing import Any
 import pytest
 import tqdm
 
-from bgem3.runtime import BGEM3Model, cli, workers
-from bgem3.runtime import coalescing as sharing
+from bgem3.runtime import BGEM3Model, coalescing, workers
 from bgem3.runtime import model as model_module
-from bgem3.runtime import portable_graph as portable
-from bgem3.runtime.artifact import read_artifact
-from bgem3.runtime.coalescing import SharedRuns
+from bgem3.runtime.coalescing import RequestCoalescer
 from bgem3.runtime.workers import Task, Workers
-from tests.runtime.interrupting import in_thread, interrupted_after
+from tests.runtime.interrupting import in_thread, interrupted_after, steps_until_done
 
 SECONDS = 30
 MOST_STEPS = 5000
@@ -29,57 +26,63 @@ needs_signals = pytest.mark.skipif(not hasattr(os, "fork"), reason="the system h
 
 
 class Group:
-    """Calls of several threads that share runs, one of which is interrupted."""
+    """Concurrent calls that are merged into groups of at most three."""
 
     def __init__(self, n_at_once: int) -> None:
         self.may_end = threading.Event()
-        self.shared: SharedRuns[int, int] = SharedRuns(lambda group, task: len(group) < 3, n_at_once, (ValueError,))
+        self.coalescer: RequestCoalescer[int, int] = RequestCoalescer(
+            lambda group, task: len(group) < 3, n_at_once, (ValueError,)
+        )
 
     def run(self, tasks: list[int]) -> list[int]:
         assert self.may_end.wait(SECONDS)
         return [2 * task for task in tasks]
 
     def call(self, task: int) -> int:
-        return self.shared(task, self.run)
+        return self.coalescer(task, self.run)
 
     def start(self, function: Callable[[], Any]) -> "Future[Any]":
         """Start a call; return when others can see it, or it is over."""
-        seen = {id(call) for call in self.shared._calls.copy()}
+        seen = {id(call) for call in self.coalescer._calls.copy()}
         future = in_thread(function)
-        while not future.done() and all(id(call) in seen for call in self.shared._calls.copy()):
+        while not future.done() and all(id(call) in seen for call in self.coalescer._calls.copy()):
             threading.Event().wait(0.0002)
         return future
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt(), TimeoutError("alarm")], ids=["KeyboardInterrupt", "Exception"])
-@pytest.mark.parametrize("n_at_once", [1, 2])
-@pytest.mark.parametrize("place", [0, 1, 2])
+@pytest.mark.parametrize(
+    ("place", "n_at_once", "error"),
+    [
+        (0, 1, KeyboardInterrupt()),
+        (1, 1, KeyboardInterrupt()),
+        (1, 2, TimeoutError("alarm")),
+        (2, 1, TimeoutError("alarm")),
+    ],
+    ids=str,
+)
 def test_an_interrupt_at_any_step_of_a_call_leaves_the_others_their_results(
     place: int, n_at_once: int, error: BaseException, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The call of this place leads the first group, or the next one, or is one of those that others run."""
-    monkeypatch.setattr(sharing, "RECHECK_SECONDS", 0.01)
+    monkeypatch.setattr(coalescing, "RECHECK_SECONDS", 0.01)
     for n_steps in range(1, MOST_STEPS):
         group = Group(n_at_once)
 
         def interrupted(n_steps: int = n_steps, group: Group = group) -> tuple[int | None, bool]:
-            return interrupted_after(n_steps, error, (sharing,), lambda: group.call(place))
+            return interrupted_after(n_steps, error, (coalescing,), lambda: group.call(place))
 
         futures = [group.start(interrupted if task == place else partial(group.call, task)) for task in range(4)]
         group.may_end.set()
         value, has_so_many_steps = futures[place].result(SECONDS)
         assert value in (None, 2 * place)
-        assert [futures[i].result(SECONDS) for i in range(4) if i != place] == [
-            2 * i for i in range(4) if i != place
-        ], n_steps
+        others = [i for i in range(4) if i != place]
+        assert [futures[i].result(SECONDS) for i in others] == [2 * i for i in others], n_steps
         assert group.call(9) == 18
-        assert all(call.caller.is_over for call in group.shared._calls)
+        assert all(call.caller.is_over for call in group.coalescer._calls)
         if not has_so_many_steps:
             assert value == 2 * place
             break
-    else:
-        raise AssertionError("the call has no end")
-    assert n_steps > 30  # Python 3.12 and later trace fewer steps than 3.11
+    assert 30 < n_steps < MOST_STEPS - 1  # Python 3.12 and later trace fewer steps than 3.11
 
 
 def test_an_interrupt_at_any_step_of_waiting_for_workers_leaves_them_to_others() -> None:
@@ -97,16 +100,21 @@ def test_an_interrupt_at_any_step_of_waiting_for_workers_leaves_them_to_others()
             pool.cancel(tasks)
         return sum(values)
 
-    for n_steps in range(1, MOST_STEPS):
-        value, has_so_many_steps = interrupted_after(n_steps, KeyboardInterrupt(), (workers,), call)
+    for n_steps, value in steps_until_done(KeyboardInterrupt(), (workers,), lambda: call):
+        assert value in (None, 3)
         assert call() == 3, n_steps
-        if not has_so_many_steps:
-            assert value == 3
-            break
-    assert 50 < n_steps < MOST_STEPS - 1
+    assert n_steps > 50
     pool.close(waits=True)
     with pytest.raises(RuntimeError, match="closed"):
         call()
+
+
+def run_script(script: str, folder: Path, n_times: int, seconds: int) -> str:
+    """Run a script in a process of its own and return what it prints."""
+    arguments = [sys.executable, "-c", script, str(folder), str(n_times)]
+    process = subprocess.run(arguments, capture_output=True, text=True, timeout=seconds, check=False)
+    assert process.returncode == 0, process.stderr
+    return process.stdout
 
 
 INTERRUPTS = """
@@ -118,7 +126,7 @@ folder, n_interrupts = sys.argv[1], int(sys.argv[2])
 model = BGEM3Model.load(folder, "cpu", "fp32", n_threads=2)
 texts = [[f"text number {i} " + "word " * i] for i in range(4)]
 expected = [model.encode(text) for text in texts]
-may_interrupt = [queue.SimpleQueue() for _ in texts]  # a thread's own word that it is within `try`
+may_interrupt = [queue.SimpleQueue() for _ in texts]  # a thread tells that it is within `try`
 ended, n_seen, n_calls = threading.Event(), [0] * 4, [0] * 4
 
 def encode(i):
@@ -171,26 +179,14 @@ print(json.dumps({"seen": n_seen, "calls": n_calls}))
 """
 
 
-def interrupt_threads(folder: Path, n_interrupts: int, seconds: int) -> dict[str, list[int]]:
-    """Interrupt four threads that encode, in a process of their own; return how often each saw it, and encoded."""
-    arguments = [sys.executable, "-c", INTERRUPTS, str(folder), str(n_interrupts)]
-    process = subprocess.run(arguments, capture_output=True, text=True, timeout=seconds, check=False)
-    assert process.returncode == 0, process.stderr
-    figures: dict[str, list[int]] = json.loads(process.stdout)
-    assert sum(figures["seen"]) == n_interrupts, process.stderr
+@needs_signals
+@pytest.mark.parametrize(("n_interrupts", "seconds"), [(40, 60), pytest.param(1000, 300, marks=pytest.mark.stress)])
+def test_interrupts_of_threads_that_encode_leave_values_and_other_threads_alone(
+    random_artifact: Path, n_interrupts: int, seconds: int
+) -> None:
+    figures = json.loads(run_script(INTERRUPTS, random_artifact, n_interrupts, seconds))
+    assert sum(figures["seen"]) == n_interrupts
     assert min(figures["calls"]) > 0
-    return figures
-
-
-@needs_signals
-def test_interrupts_of_threads_that_encode_leave_values_and_other_threads_alone(random_artifact: Path) -> None:
-    interrupt_threads(random_artifact, 60, 60)
-
-
-@needs_signals
-@pytest.mark.stress
-def test_a_thousand_interrupts_of_four_threads_that_encode_hang_none(random_artifact: Path) -> None:
-    print(interrupt_threads(random_artifact, 1000, 300))
 
 
 HANDLER = """
@@ -228,30 +224,17 @@ for thread in threads:
 
 @needs_signals
 def test_a_signal_handler_may_encode_while_its_thread_encodes(random_artifact: Path) -> None:
-    process = subprocess.run(
-        [sys.executable, "-c", HANDLER, str(random_artifact), "100"],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert process.returncode == 0, process.stderr
+    run_script(HANDLER, random_artifact, 60, 60)
 
 
-def test_no_progress_bar_is_built_where_none_is_shown(
-    demo_artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_progress_bar_is_built_where_none_is_shown(demo_model: BGEM3Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An interrupt can leave a progress bar's lock taken for every thread."""
+
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("a progress bar was built")
 
-    for module in (model_module, cli, portable):
-        monkeypatch.setattr(module, "tqdm", refuse)
+    monkeypatch.setattr(model_module, "tqdm", refuse)
     monkeypatch.setattr(tqdm.tqdm, "__new__", refuse)
-    with BGEM3Model.load(demo_artifact, "cpu", "fp32") as model:
-        assert len(model.score(["one"], ["two"]).hybrid) == 1
-        with pytest.raises(AssertionError, match="was built"):
-            model.encode(["one"], show_progress=True)
-    portable.encode_portable(read_artifact(demo_artifact), ["one"])
-    (tmp_path / "texts").write_text("one\ntwo\n", encoding="utf-8")
-    command = ["encode", str(demo_artifact), str(tmp_path / "texts"), "--output", str(tmp_path / "out.jsonl")]
-    assert cli.main(command) == 0
+    assert len(demo_model.score(["one"], ["two"]).hybrid) == 1
+    with pytest.raises(AssertionError, match="was built"):
+        demo_model.encode(["one"], show_progress=True)

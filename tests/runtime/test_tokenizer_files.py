@@ -14,39 +14,21 @@ from hypothesis import strategies as st
 
 from bgem3.export import export_model
 from bgem3.runtime import ArtifactError, BGEM3Model, Embeddings
-from bgem3.runtime.artifact import MANIFEST, read_artifact, sha256_of
+from bgem3.runtime.artifact import MANIFEST, read_artifact
 from bgem3.runtime.tokenizer import TextTokenizer
+from tests.runtime.damage import list_file
 
 TEXTS = ["", "a", "What is BM25?", "Die Brücke ist gesperrt. " * 40, "<pad> and \u0378"]
 PADDING = {"pad_id": 1, "pad_type_id": 0, "pad_token": "<pad>"}
-STORED = [
-    pytest.param({"padding": PADDING | {"strategy": "BatchLongest", "direction": "Right"}}, id="longest"),
-    pytest.param({"padding": PADDING | {"strategy": {"Fixed": 64}, "direction": "Left"}}, id="fixed"),
-    pytest.param(
-        {"padding": PADDING | {"strategy": "BatchLongest", "direction": "Right", "pad_to_multiple_of": 8}},
-        id="multiple_of_8",
-    ),
-    pytest.param(
-        {"truncation": {"direction": "Right", "max_length": 6, "strategy": "LongestFirst", "stride": 0}}, id="cut"
-    ),
-    pytest.param(
-        {"truncation": {"direction": "Left", "max_length": 512, "strategy": "OnlySecond", "stride": 2}}, id="cut_left"
-    ),
-    pytest.param(
-        {
-            "padding": {
-                "strategy": {"Fixed": 16},
-                "direction": "Left",
-                "pad_to_multiple_of": None,
-                "pad_id": 7,
-                "pad_type_id": 3,
-                "pad_token": "[PAD]",
-            },
-            "truncation": {"direction": "Left", "max_length": 16, "strategy": "OnlyFirst", "stride": 1},
-        },
-        id="padded_and_cut_left",
-    ),
-]
+STORED: dict[str, dict[str, Any]] = {
+    "padded_to_the_longest": {"padding": PADDING | {"strategy": "BatchLongest", "direction": "Right"}},
+    "padded_to_64": {"padding": PADDING | {"strategy": {"Fixed": 64}, "direction": "Left", "pad_to_multiple_of": 8}},
+    "cut": {"truncation": {"direction": "Right", "max_length": 6, "strategy": "LongestFirst", "stride": 0}},
+    "padded_and_cut_left": {
+        "padding": PADDING | {"strategy": {"Fixed": 16}, "direction": "Left", "pad_id": 7, "pad_token": "[PAD]"},
+        "truncation": {"direction": "Left", "max_length": 16, "strategy": "OnlyFirst", "stride": 1},
+    },
+}
 
 
 def edit_tokenizer(folder: Path, edit: Callable[[dict[str, Any]], object]) -> None:
@@ -56,9 +38,7 @@ def edit_tokenizer(folder: Path, edit: Callable[[dict[str, Any]], object]) -> No
     edit(tokenizer)
     path.write_text(json.dumps(tokenizer, ensure_ascii=False), encoding="utf-8")
     if (folder / MANIFEST).is_file():
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        manifest["files"][path.name] = {"size": path.stat().st_size, "sha256": sha256_of(path)}
-        (folder / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
+        list_file(folder, path.name)
 
 
 @pytest.fixture
@@ -81,27 +61,20 @@ def assert_same(found: Embeddings, expected: Embeddings) -> None:
     np.testing.assert_array_equal(found.sparse.toarray(), expected.sparse.toarray())
 
 
-@pytest.mark.parametrize("stored", STORED)
-def test_padding_and_truncation_stored_in_an_artifacts_tokenizer_never_matter(
-    random_artifact: Path, folder: Path, stored: dict[str, Any]
+@pytest.mark.parametrize("name", STORED)
+def test_padding_and_truncation_stored_in_a_tokenizer_never_matter(
+    random_artifact: Path, folder: Path, random_checkpoint: Path, tmp_path: Path, name: str
 ) -> None:
-    edit_tokenizer(folder, lambda tokenizer: tokenizer.update(stored))
+    edit_tokenizer(folder, lambda tokenizer: tokenizer.update(STORED[name]))
     assert_same(encode(folder), encode(random_artifact))
-
-
-@pytest.mark.parametrize("stored", STORED)
-def test_padding_and_truncation_stored_in_a_checkpoints_tokenizer_never_matter(
-    random_artifact: Path, random_checkpoint: Path, tmp_path: Path, stored: dict[str, Any]
-) -> None:
-    checkpoint = tmp_path / "checkpoint"
-    shutil.copytree(random_checkpoint, checkpoint)
-    edit_tokenizer(checkpoint, lambda tokenizer: tokenizer.update(stored))
-    manifest = export_model(checkpoint, tmp_path / "artifact", ("fp32",))
-    assert_same(encode(tmp_path / "artifact"), encode(random_artifact))
-    expected = read_artifact(random_artifact).manifest
-    assert manifest["model"] == expected["model"]
-    assert manifest["parity"] == {name: expected["parity"][name] for name in manifest["parity"]}
-    assert manifest["files"]["fp32/weights.bin"] == expected["files"]["fp32/weights.bin"]
+    if name == "padded_and_cut_left":
+        checkpoint = Path(shutil.copytree(random_checkpoint, tmp_path / "checkpoint"))
+        edit_tokenizer(checkpoint, lambda tokenizer: tokenizer.update(STORED[name]))
+        manifest = export_model(checkpoint, tmp_path / "exported", ("fp32",))
+        assert_same(encode(tmp_path / "exported"), encode(random_artifact))
+        expected = read_artifact(random_artifact).manifest
+        assert manifest["model"] == expected["model"]
+        assert manifest["parity"] == {graph: expected["parity"][graph] for graph in manifest["parity"]}
 
 
 def swap_around(tokenizer: dict[str, Any]) -> None:
@@ -109,21 +82,8 @@ def swap_around(tokenizer: dict[str, Any]) -> None:
     single[0], single[2] = single[2], single[0]
 
 
-def swap_template_ids(tokenizer: dict[str, Any]) -> None:
-    special = tokenizer["post_processor"]["special_tokens"]
-    special["<s>"]["ids"], special["</s>"]["ids"] = special["</s>"]["ids"], special["<s>"]["ids"]
-
-
 def without_post_processor(tokenizer: dict[str, Any]) -> None:
     tokenizer["post_processor"] = None
-
-
-def without_eos(tokenizer: dict[str, Any]) -> None:
-    del tokenizer["post_processor"]["single"][2]
-
-
-def two_cls(tokenizer: dict[str, Any]) -> None:
-    tokenizer["post_processor"]["single"].insert(0, tokenizer["post_processor"]["single"][0])
 
 
 def swap_tokens(one: int, other: int) -> Callable[[dict[str, Any]], None]:
@@ -174,13 +134,9 @@ SPECIAL = {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3}
     ("edit", "words"),
     [
         (swap_around, r"puts the tokens \[2, 0\] around a text, the manifest says CLS 0 and EOS 2"),
-        (swap_template_ids, r"puts the tokens \[2, 0\]"),
         (swap_tokens(0, 2), r"puts the tokens \[2, 0\]"),
         (without_post_processor, r"puts the tokens \[\] around"),
-        (without_eos, r"puts the tokens \[0\] around"),
-        (two_cls, r"puts the tokens \[0, 0, 2\] around"),
         (swap_tokens(1, 3), "has <pad> as token 3, the manifest says 1"),
-        (swap_tokens(1, 9), "has <pad> as token 9, the manifest says 1"),
         (swap_tokens(3, 9), "has <unk> as token 9, the manifest says 3"),
         (larger_vocabulary, r"has token ids up to \d+, the model embeds"),
         (added_tokens, r"has token ids up to \d+, the model embeds"),

@@ -15,17 +15,16 @@ import numpy as np
 import pytest
 import torch
 from FlagEmbedding import BGEM3FlagModel as Reference
-from numpy.typing import NDArray
 
 from bgem3.export import export_model
 from bgem3.runtime import BGEM3FlagModel, CheckpointError
-from bgem3.runtime.cpu_session import CpuSession, Output
+from bgem3.runtime.artifact import Output
+from bgem3.runtime.cpu_session import CpuSession
 from bgem3.runtime.packing import PackedBatch
 from tests.runtime.flagembedding.comparison import TOLERANCES, assert_same
 
 MAX_LENGTH = 128  # tokens, of both checkpoints
 ALL_OUTPUTS = {"return_dense": True, "return_sparse": True, "return_colbert_vecs": True}
-PRECISIONS = tuple(TOLERANCES)
 
 SCRIPTS = {
     "Latin": "All human beings are born free and equal in dignity and rights.",
@@ -119,15 +118,15 @@ def bge_m3_checkpoint(
 
 @pytest.fixture(scope="module")
 def bge_m3_artifact(bge_m3_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The checkpoint with BGE-M3's tokenizer, exported as fp16 and fp32."""
+    """The checkpoint with BGE-M3's tokenizer, exported as fp16."""
     folder = tmp_path_factory.mktemp("artifacts") / "bge_m3"
-    export_model(bge_m3_checkpoint, folder, PRECISIONS)
+    export_model(bge_m3_checkpoint, folder, ("fp16",))
     return folder
 
 
-@pytest.fixture(scope="module", params=itertools.product(("random", "bge_m3"), PRECISIONS), ids="-".join)
+@pytest.fixture(scope="module", params=[("random", "fp32"), ("bge_m3", "fp16")], ids="-".join)
 def models(request: pytest.FixtureRequest) -> Models:
-    """Both models over the demo's and over BGE-M3's tokenizer, in each precision."""
+    """Both models: with the demo's tokenizer in fp32, with BGE-M3's own in fp16."""
     kind, precision = request.param
     checkpoint, artifact = (request.getfixturevalue(f"{kind}_{what}") for what in ("checkpoint", "artifact"))
     return open_both(checkpoint, artifact, precision)
@@ -162,22 +161,11 @@ def test_the_texts_are_from_two_tokens_to_the_maximum_and_beyond(models: Models)
     assert encoded.truncated[is_repeated].tolist() == [n + 2 > MAX_LENGTH for n in WORD_COUNTS]
 
 
-def test_dense_vectors_equal_flagembeddings(models: Models, encodings: Any) -> None:
+def test_all_outputs_equal_flagembeddings_in_keys_order_types_and_values(models: Models, encodings: Any) -> None:
     ours, reference = encodings
-    assert_same(ours["dense_vecs"], reference["dense_vecs"], models.embedding_tolerance)
-    assert ours["dense_vecs"].dtype == np.float32
-
-
-def test_lexical_weights_equal_flagembeddings_in_keys_order_and_values(models: Models, encodings: Any) -> None:
-    ours, reference = encodings
-    assert_same(ours["lexical_weights"], reference["lexical_weights"], models.embedding_tolerance)
+    assert_same(ours, reference, models.embedding_tolerance)
     assert {type(weight) for weights in ours["lexical_weights"] for weight in weights.values()} == {np.float32}
-
-
-def test_multi_vectors_equal_flagembeddings(models: Models, encodings: Any) -> None:
-    ours, reference = encodings
-    assert_same(ours["colbert_vecs"], reference["colbert_vecs"], models.embedding_tolerance)
-    assert {vectors.dtype for vectors in ours["colbert_vecs"]} == {np.dtype(np.float32)}
+    assert {vectors.dtype for vectors in (ours["dense_vecs"], *ours["colbert_vecs"])} == {np.dtype(np.float32)}
 
 
 def test_the_precisions_differ_by_more_than_the_tolerance(random_artifact: Path) -> None:
@@ -188,7 +176,7 @@ def test_the_precisions_differ_by_more_than_the_tolerance(random_artifact: Path)
     assert np.abs(fp32["dense_vecs"] - fp16["dense_vecs"]).max() > 2 * TOLERANCES["fp16"]["embeddings"]
 
 
-@pytest.mark.parametrize("max_length", [2, 3, 4, 17, 64, 127, 128])
+@pytest.mark.parametrize("max_length", [2, 3, 17, 127])
 def test_texts_cut_at_any_length_equal_flagembeddings(models: Models, max_length: int) -> None:
     texts = [LONG_TEXT, SCRIPTS["Thai"], "the sea", "", "one </s> two"]
     ours, reference = (
@@ -198,11 +186,7 @@ def test_texts_cut_at_any_length_equal_flagembeddings(models: Models, max_length
     assert len(ours["colbert_vecs"][0]) == max_length - 1
 
 
-@pytest.mark.parametrize(
-    "text",
-    [SCRIPTS["Kana"], "", " ", "<mask>", "\x00", "👍🏽", LONG_TEXT],
-    ids=["kana", "empty", "blank", "mask", "nul", "emoji", "long"],
-)
+@pytest.mark.parametrize("text", [SCRIPTS["Kana"], "", "<mask>", LONG_TEXT], ids=["kana", "empty", "mask", "long"])
 def test_one_text_gives_what_flagembedding_gives_without_the_list(models: Models, text: str) -> None:
     for method in ("encode", "encode_queries", "encode_corpus"):
         ours, reference = (getattr(model, method)(text, **ALL_OUTPUTS) for model in (models.ours, models.reference))
@@ -219,11 +203,7 @@ def test_outputs_not_asked_for_are_none(small_models: Models, is_wanted: tuple[b
         assert [values is not None for values in ours.values()] == list(is_wanted)
 
 
-@pytest.mark.parametrize(
-    "template",
-    ["{}{}", "Instruct: {}\\nQuery: {}", "{}\n{}", "{1} for {0}"],
-    ids=["plain", "backslash n", "newline", "numbered"],
-)
+@pytest.mark.parametrize("template", ["{}{}", "Instruct: {}\\nQuery: {}", "{1} for {0}"])
 def test_instructions_go_before_queries_and_passages_as_in_flagembedding(
     random_checkpoint: Path, random_artifact: Path, template: str
 ) -> None:
@@ -261,12 +241,11 @@ def test_the_constructors_settings_are_the_defaults_of_every_call(
     assert_same(models.ours.compute_score(pairs), score_alone(models.reference, pairs), models.score_tolerance)
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("truncate_dim", [1, 32, 96])
+@pytest.mark.parametrize("truncate_dim", [1, 32])
 def test_truncated_dimensions_equal_flagembeddings(
-    random_checkpoint: Path, random_artifact: Path, precision: str, truncate_dim: int
+    random_checkpoint: Path, random_artifact: Path, truncate_dim: int
 ) -> None:
-    models = open_both(random_checkpoint, random_artifact, precision, truncate_dim=truncate_dim)
+    models = open_both(random_checkpoint, random_artifact, "fp16", truncate_dim=truncate_dim)
     for texts in (TEXTS[::5], "one text"):
         ours, reference = (model.encode(texts, **ALL_OUTPUTS) for model in (models.ours, models.reference))
         assert_same(ours, reference, models.embedding_tolerance)
@@ -288,22 +267,14 @@ def test_texts_in_batches_of_any_size_equal_flagembeddings(small_models: Models)
 # --- compute_score
 
 
-@pytest.mark.parametrize("weights", [None, [0.4, 0.2, 0.4], [0, 0, 1]], ids=str)
-def test_the_five_scores_of_pairs_equal_flagembeddings(models: Models, weights: list[float] | None) -> None:
+@pytest.mark.parametrize("weights", [None, np.array([0.4, 0.2, 0.4]), (0, 0, 1), [1, -1, 3]], ids=str)
+def test_the_five_scores_of_pairs_equal_flagembeddings(models: Models, weights: Any) -> None:
     ours = models.ours.compute_score(PAIRS, weights_for_different_modes=weights)
     reference = score_alone(models.reference, PAIRS, weights_for_different_modes=weights)
     assert_same(ours, reference, models.score_tolerance)
     assert list(ours) == ["colbert", "sparse", "dense", "sparse+dense", "colbert+sparse+dense"]
     is_nan = np.isnan(ours["sparse+dense"])
-    assert is_nan.all() if weights == [0, 0, 1] else not is_nan.any()
-
-
-@pytest.mark.parametrize("weights", [(1, 2, 3), np.array([0.4, 0.2, 0.4]), [1, -1, 3]], ids=str)
-def test_weights_may_be_any_three_numbers(small_models: Models, weights: Any) -> None:
-    ours = small_models.ours.compute_score(PAIRS[:3], weights_for_different_modes=weights)
-    reference = score_alone(small_models.reference, PAIRS[:3], weights_for_different_modes=weights)
-    # 1 and -1 sum to 0: dense minus sparse, divided by it, is infinite in both
-    assert_same(ours, reference, small_models.score_tolerance)
+    assert is_nan.all() if str(weights) == "(0, 0, 1)" else not is_nan.any()
 
 
 def test_scores_that_padding_does_not_change_equal_flagembeddings_in_one_batch(models: Models) -> None:
@@ -312,7 +283,7 @@ def test_scores_that_padding_does_not_change_equal_flagembeddings_in_one_batch(m
         assert_same(ours[key], reference[key], models.score_tolerance)
 
 
-@pytest.mark.parametrize(("query_length", "passage_length"), [(2, 128), (128, 2), (7, 20), (20, 7), (7, 7)])
+@pytest.mark.parametrize(("query_length", "passage_length"), [(2, 128), (20, 7), (7, 7)])
 def test_queries_and_passages_may_be_cut_at_different_lengths(
     models: Models, query_length: int, passage_length: int
 ) -> None:
@@ -322,53 +293,40 @@ def test_queries_and_passages_may_be_cut_at_different_lengths(
     assert_same(ours, reference, models.score_tolerance)
 
 
-@pytest.mark.parametrize("pair", [("the sea", SCRIPTS["Latin"]), ["", ""]], ids=["tuple", "list"])
-def test_one_pair_gives_floats(models: Models, pair: Any) -> None:
-    ours, reference = models.ours.compute_score(pair), models.reference.compute_score(pair)
-    assert_same(ours, reference, models.score_tolerance)
-    assert {type(score) for score in ours.values()} == {float}
-
-
-def test_no_pairs_give_an_empty_list(small_models: Models) -> None:
-    assert small_models.ours.compute_score([]) == small_models.reference.compute_score([]) == []
+def test_one_pair_gives_floats_and_no_pairs_an_empty_list(models: Models) -> None:
+    for pair in (("the sea", SCRIPTS["Latin"]), ["", ""]):
+        ours, reference = models.ours.compute_score(pair), models.reference.compute_score(pair)
+        assert_same(ours, reference, models.score_tolerance)
+        assert {type(score) for score in ours.values()} == {float}
+    assert models.ours.compute_score([]) == models.reference.compute_score([]) == []
 
 
 # --- the smaller methods
 
 
-def test_lexical_matching_scores_equal_flagembeddings(models: Models, encodings: Any) -> None:
-    weights = [encoding["lexical_weights"] for encoding in encodings]
+def test_lexical_and_colbert_scores_equal_flagembeddings(models: Models, encodings: Any) -> None:
+    both = list(zip((models.ours, models.reference), encodings, strict=True))
     for i, j in itertools.product(range(0, len(TEXTS), 9), range(0, len(TEXTS), 5)):
         ours, reference = (
-            model.compute_lexical_matching_score(side[i], side[j])
-            for model, side in zip((models.ours, models.reference), weights, strict=True)
+            [
+                model.compute_lexical_matching_score(side["lexical_weights"][i], side["lexical_weights"][j]),
+                model.colbert_score(side["colbert_vecs"][i], side["colbert_vecs"][j]).item(),
+            ]
+            for model, side in both
         )
         assert_same(ours, reference, models.score_tolerance)
     ours, reference = (
-        model.compute_lexical_matching_score(side[:20], side[10:])
-        for model, side in zip((models.ours, models.reference), weights, strict=True)
+        model.compute_lexical_matching_score(side["lexical_weights"][:20], side["lexical_weights"][10:])
+        for model, side in both
     )
     assert_same(ours, reference, models.score_tolerance)
 
 
-@pytest.mark.parametrize(
-    "wrong", [({"5": 1.0}, [{"5": 1.0}]), ([{"5": 1.0}], {"5": 1.0}), (({"5": 1.0},), ({"5": 1.0},)), ("5", "5")]
-)
+@pytest.mark.parametrize("wrong", [({"5": 1.0}, [{"5": 1.0}]), (({"5": 1.0},), ({"5": 1.0},)), ("5", "5")])
 def test_lexical_weights_that_are_not_two_dicts_or_two_lists_raise_in_both(small_models: Models, wrong: Any) -> None:
-    with pytest.raises(ValueError, match="lexical_weights is not correct"):
-        small_models.reference.compute_lexical_matching_score(*wrong)
-    with pytest.raises(ValueError, match="two dicts or two lists"):
-        small_models.ours.compute_lexical_matching_score(*wrong)
-
-
-def test_colbert_scores_equal_flagembeddings(models: Models, encodings: Any) -> None:
-    vectors = [encoding["colbert_vecs"] for encoding in encodings]
-    for i, j in itertools.product(range(0, len(TEXTS), 9), range(0, len(TEXTS), 5)):
-        ours, reference = (
-            model.colbert_score(side[i], side[j]).item()
-            for model, side in zip((models.ours, models.reference), vectors, strict=True)
-        )
-        assert_same(ours, reference, models.score_tolerance)
+    for model, words in ((small_models.reference, "is not correct"), (small_models.ours, "two dicts or two lists")):
+        with pytest.raises(ValueError, match=words):
+            model.compute_lexical_matching_score(*wrong)
 
 
 def test_token_ids_become_tokens_as_in_flagembedding(models: Models, encodings: Any) -> None:
@@ -447,44 +405,28 @@ def test_padding_raises_a_short_passages_multi_vector_score_in_flagembedding_and
 
 
 class TokenCounter:
-    """Counts the tokens that each model's encoder is given, padding left out."""
+    """Counts the tokens of each forward pass of both models, padding left out."""
 
     def __init__(self, models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.ours: list[int] = []  # one entry a forward pass
+        self.ours: list[int] = []
         self.reference: list[int] = []
-        run = CpuSession.run
+        run, encoder = CpuSession.run, models.reference.model.model
+        forward = encoder.forward
 
-        def counted_run(
-            session: CpuSession, batch: PackedBatch, outputs: tuple[Output, ...]
-        ) -> dict[Output, NDArray[np.float32]]:
+        def counted_run(session: CpuSession, batch: PackedBatch, outputs: tuple[Output, ...]) -> Any:
             self.ours.append(len(batch.token_ids))
             return run(session, batch, outputs)
-
-        monkeypatch.setattr(CpuSession, "run", counted_run)
-        encoder: torch.nn.Module = models.reference.model.model
-        forward = encoder.forward
 
         def counted_forward(*args: Any, **features: Any) -> Any:
             self.reference.append(int(features["attention_mask"].sum()))
             return forward(*args, **features)
 
+        monkeypatch.setattr(CpuSession, "run", counted_run)
         monkeypatch.setattr(encoder, "forward", counted_forward)
 
 
-def test_flagembedding_runs_the_first_batch_twice_and_we_run_each_text_once(
+def test_flagembedding_runs_batches_and_texts_again_and_we_run_each_text_once(
     small_models: Models, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    n_tokens = small_models.ours.model.encode(TEXTS, "dense").n_tokens.sum()
-    counter = TokenCounter(small_models, monkeypatch)
-    for model in (small_models.ours, small_models.reference):
-        model.encode(TEXTS, **ALL_OUTPUTS)
-    assert counter.reference == [n_tokens, n_tokens]
-    assert sum(counter.ours) == n_tokens
-
-
-@pytest.mark.parametrize("passage_length", [MAX_LENGTH, MAX_LENGTH - 1])
-def test_flagembedding_encodes_a_text_for_each_pair_and_we_encode_it_once(
-    small_models: Models, monkeypatch: pytest.MonkeyPatch, passage_length: int
 ) -> None:
     queries, passages = ["the sea", SCRIPTS["Han"]], [SCRIPTS["Latin"], SCRIPTS["Greek"], "moon"]
     pairs = list(itertools.product(queries, passages))
@@ -493,6 +435,12 @@ def test_flagembedding_encodes_a_text_for_each_pair_and_we_encode_it_once(
     )
     counter = TokenCounter(small_models, monkeypatch)
     for model in (small_models.ours, small_models.reference):
-        model.compute_score(pairs, max_passage_length=passage_length)
-    assert counter.reference == [len(passages) * n_query_tokens, len(queries) * n_passage_tokens]
-    assert sum(counter.ours) == n_query_tokens + n_passage_tokens
+        model.encode(passages, **ALL_OUTPUTS)
+    assert (sum(counter.ours), counter.reference) == (n_passage_tokens, [n_passage_tokens, n_passage_tokens])
+    for passage_length in (MAX_LENGTH, MAX_LENGTH - 1):  # as long as queries, or not
+        counter.ours.clear()
+        counter.reference.clear()
+        for model in (small_models.ours, small_models.reference):
+            model.compute_score(pairs, max_passage_length=passage_length)
+        assert counter.reference == [len(passages) * n_query_tokens, len(queries) * n_passage_tokens]
+        assert sum(counter.ours) == n_query_tokens + n_passage_tokens

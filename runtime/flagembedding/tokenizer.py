@@ -1,7 +1,6 @@
-"""The parts of FlagEmbedding's model that its callers read: the tokenizer, and the sizes inside the model."""
+"""The drop-in's tokenizer: what callers use of transformers' tokenizers, without transformers."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from types import SimpleNamespace
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,53 +8,14 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from bgem3.runtime.artifact import ModelSpec
-from bgem3.runtime.model import BGEM3Model
-from bgem3.runtime.tokenizer import check_texts
+from bgem3.runtime.texts import check_texts
 
-# What decoding with clean_up_tokenization_spaces, BGE-M3's setting, replaces, in this order.
+# what decoding replaces, in this order, with BGE-M3's setting clean_up_tokenization_spaces
 CLEANED_SPACES = (
     *((" .", "."), (" ?", "?"), (" !", "!"), (" ,", ","), (" ' ", "'"), (" n't", "n't")),
     *((" 'm", "'m"), (" 's", "'s"), (" 've", "'ve"), (" 're", "'re")),
 )
 TokenIds = int | np.integer | Sequence[int] | NDArray[np.integer]
-
-
-class InnerModel(BGEM3Model):
-    """`BGEM3Model` with the sizes that callers read inside FlagEmbedding's model, under the same names."""
-
-    @property
-    def model(self) -> SimpleNamespace:
-        """Return the encoder's ``config``, which has the names of a Hugging Face configuration."""
-        spec = self.spec
-        config = SimpleNamespace(
-            model_type="xlm-roberta",
-            hidden_size=spec.hidden_size,
-            num_hidden_layers=spec.n_layers,
-            num_attention_heads=spec.n_heads,
-            intermediate_size=spec.intermediate_size,
-            vocab_size=spec.vocab_size,
-            max_position_embeddings=spec.max_length + spec.pad_id + 1,
-            layer_norm_eps=spec.layer_norm_eps,
-            bos_token_id=spec.cls_id,
-            pad_token_id=spec.pad_id,
-            eos_token_id=spec.eos_id,
-        )
-        return SimpleNamespace(config=config)
-
-    @property
-    def vocab_size(self) -> int:
-        """Return the number of token ids."""
-        return self.spec.vocab_size
-
-    @property
-    def sparse_linear(self) -> SimpleNamespace:
-        """Return the sparse head's sizes."""
-        return SimpleNamespace(in_features=self.spec.hidden_size, out_features=1)
-
-    @property
-    def colbert_linear(self) -> SimpleNamespace:
-        """Return the multi-vector head's sizes."""
-        return SimpleNamespace(in_features=self.spec.hidden_size, out_features=self.spec.multivector_size)
 
 
 class Encoding(dict[str, Any]):
@@ -69,14 +29,9 @@ class Encoding(dict[str, Any]):
 
 
 class FlagTokenizer:
-    """The checkpoint's tokenizer, with the methods of a transformers tokenizer that need no transformers.
+    """A tokenizer that gives what `transformers.AutoTokenizer` gives for BAAI/bge-m3.
 
-    It gives what `transformers.AutoTokenizer` gives for BAAI/bge-m3. It may be called from many threads at once.
-
-    Parameters
-    ----------
-    tokenizer : of the artifact; its settings stay as they are
-    spec : names the special ids and the longest text
+    It may be called from many threads at once.
     """
 
     is_fast = True
@@ -125,17 +80,17 @@ class FlagTokenizer:
 
         Parameters
         ----------
-        add_special_tokens : put CLS before and EOS after each text
-        padding : True or "longest" pads all texts to the longest one
-        truncation : cut to ``max_length`` tokens; None cuts where ``max_length`` is given
-        max_length : tokens kept per text, special tokens included; None for the model's maximum
-        return_tensors : None for lists, "np" for int64 arrays (N, longest)
-        verbose : no effect; nothing is logged
+        padding : bool or str
+            True or "longest" pads all texts to the longest one.
+        truncation : bool, str or None
+            Cut texts to ``max_length`` tokens, special tokens included. None cuts if ``max_length`` is given.
+        return_tensors : str or None
+            None gives lists, "np" int64 arrays (N, longest).
 
         Raises
         ------
         TypeError, ValueError
-            If a text is not valid, or an argument asks for something else.
+            If a text is not valid, or an argument has another value.
         """
         if return_tensors not in (None, "np"):
             raise ValueError(
@@ -144,7 +99,7 @@ class FlagTokenizer:
         if padding not in (False, True, "longest", "do_not_pad"):
             raise ValueError(f"padding must be True, False or 'longest', found {padding!r}")
         texts = check_texts([text] if isinstance(text, str) else text)
-        rows: list[list[int]] = [self._ids(one, add_special_tokens, truncation, max_length) for one in texts]
+        rows = [self._ids(one, add_special_tokens, truncation, max_length) for one in texts]
         longest = max(map(len, rows), default=0) if padding in (True, "longest") else 0
         masks = [[1] * len(row) + [0] * (longest - len(row)) for row in rows]
         rows = [row + [self.pad_token_id] * (longest - len(row)) for row in rows]
@@ -162,18 +117,18 @@ class FlagTokenizer:
         truncation: bool | str | None = None,
         max_length: int | None = None,
     ) -> list[int]:
-        """Return one text's token ids; the arguments are those of a call."""
+        """Return one text's token ids. The arguments are those of a call."""
         return self._ids(check_texts([text])[0], add_special_tokens, truncation, max_length)
 
     def tokenize(self, text: str, *, add_special_tokens: bool = False) -> list[str]:
         """Return one text's tokens."""
-        tokens: list[str] = self._encoding(check_texts([text])[0], add_special_tokens).tokens
-        return tokens
+        encoding = self._tokenizer.encode(check_texts([text])[0], add_special_tokens=add_special_tokens)
+        return list(encoding.tokens)
 
     def decode(
         self, token_ids: TokenIds, skip_special_tokens: bool = False, clean_up_tokenization_spaces: bool = True
     ) -> str:
-        """Return the text of token ids, by default without the spaces before punctuation, as BGE-M3's settings say."""
+        """Return the text of token ids; cleaning up drops the spaces before punctuation."""
         ids = np.atleast_1d(np.asarray(token_ids)).tolist()
         text: str = self._tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
         for found, replacement in CLEANED_SPACES if clean_up_tokenization_spaces else ():
@@ -186,39 +141,32 @@ class FlagTokenizer:
         skip_special_tokens: bool = False,
         clean_up_tokenization_spaces: bool = True,
     ) -> list[str]:
-        """Return the text of each list of token ids; the arguments are those of :meth:`decode`."""
+        """Return the text of each list of token ids, as `decode` does."""
         return [self.decode(ids, skip_special_tokens, clean_up_tokenization_spaces) for ids in sequences]
 
     def convert_ids_to_tokens(self, ids: TokenIds, skip_special_tokens: bool = False) -> str | list[str | None] | None:
-        """Return the token of an id, or the tokens of several; None for an id that there is not."""
+        """Return the token of an id, or the tokens of several; None stands for an unknown id."""
         if isinstance(ids, (int, np.integer)):
             token: str | None = self._tokenizer.id_to_token(int(ids))
             return token
-        kept = [int(token_id) for token_id in ids]
-        if skip_special_tokens:
-            kept = [token_id for token_id in kept if token_id not in self.all_special_ids]
-        return [self._tokenizer.id_to_token(token_id) for token_id in kept]
+        skipped = self.all_special_ids if skip_special_tokens else ()
+        return [self._tokenizer.id_to_token(int(token_id)) for token_id in ids if token_id not in skipped]
 
     def convert_tokens_to_ids(self, tokens: str | Iterable[str]) -> int | list[int]:
-        """Return the id of a token, or the ids of several; an unknown token's is ``unk_token_id``."""
-        if isinstance(tokens, str):
-            token_id = self._tokenizer.token_to_id(tokens)
-            return self.unk_token_id if token_id is None else int(token_id)
-        found = [self._tokenizer.token_to_id(token) for token in tokens]
-        return [self.unk_token_id if token_id is None else int(token_id) for token_id in found]
+        """Return the id of a token, or the ids of several; an unknown one has ``unk_token_id``."""
+        listed = [tokens] if isinstance(tokens, str) else tokens
+        found = [self._tokenizer.token_to_id(token) for token in listed]
+        ids = [self.unk_token_id if token_id is None else int(token_id) for token_id in found]
+        return ids[0] if isinstance(tokens, str) else ids
 
-    def get_vocab(self) -> Mapping[str, int]:
+    def get_vocab(self) -> dict[str, int]:
         """Return every token's id, added tokens included."""
-        vocab: dict[str, int] = self._tokenizer.get_vocab()
-        return vocab
-
-    def _encoding(self, text: str, add_special_tokens: bool) -> Any:
-        return self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
+        return dict(self._tokenizer.get_vocab())
 
     def _ids(
         self, text: str, add_special_tokens: bool, truncation: bool | str | None, max_length: int | None
     ) -> list[int]:
-        ids: list[int] = self._encoding(text, add_special_tokens).ids
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
         is_cut = max_length is not None if truncation is None else truncation not in (False, "do_not_truncate")
         limit = self.model_max_length if max_length is None else max_length
         if not is_cut or len(ids) <= limit:
