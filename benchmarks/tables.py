@@ -80,7 +80,7 @@ def overview(report: Report, labels: Sequence[str] = ()) -> str:
 def readme(report: Report) -> str:
     """Write the README's table: bgem3 in int8 and float32, and the best row of each of the nearest rivals."""
     ranked = fastest(report, ["mix"])
-    best = [next(label for label in ranked if label.startswith(name)) for name in IN_README]
+    best = [next((label for label in ranked if label.startswith(name)), "") for name in IN_README]
     return overview(report, [label for label in ranked if label in best])
 
 

@@ -1,7 +1,6 @@
 """Tables and charts say what the reports say, and the published ones are current."""
 
 import doctest
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ from typing import Any
 import pytest
 
 from benchmarks import charts, report, tables
-from benchmarks.results import FIRST, Report, failures, fastest, ratios, read_reports, timings
+from benchmarks.results import Report, failures, fastest, ratios, read_reports, timings
 from tests.paths import ROOT
 
 ALL = ["dense", "sparse", "multivector"]
@@ -141,11 +140,10 @@ def test_the_published_tables_and_charts_are_current() -> None:
     assert stale == [], "run `make render`"
 
 
-def test_published_reports_are_each_of_one_run_and_time_what_they_say() -> None:
-    reports = read_reports()
-    assert next(iter(reports)) == FIRST
-    for name, found in reports.items():
-        assert set(found["scenarios"]) >= {each for e in found["encoders"].values() for each in e["scenarios"]}, name
-        assert "bgem3 int8" in found["encoders"], name
-    assert not set(reports["cpu"]["scenarios"]) & set(reports["cpu_second"]["scenarios"]), "one session a report"
-    assert json.dumps(reports).count('"import_s"') == 0, "no report yet measured imports in a fresh interpreter"
+@pytest.mark.parametrize("name", read_reports())
+def test_a_published_report_times_what_it_describes(name: str) -> None:
+    found = read_reports()[name]
+    assert any(encoder["kind"] == "bgem3" for encoder in found["encoders"].values())
+    for encoder in found["encoders"].values():
+        assert set(encoder["scenarios"]) <= set(found["scenarios"])
+        assert min(encoder.get("import_s", [1.0])) > 0.01, "a fresh interpreter has imported nothing before"
