@@ -45,14 +45,14 @@ types: setup ## mypy, strict
 	for stage in export runtime scoring; do ln -sfn ../../$$stage .types/bgem3/$$stage; done
 	$(BIN)/mypy
 
-bench: setup ## bgem3 and every other encoder that can run, full size: an hour, 30 GB of disk (see the script)
-	$(BIN)/python scripts/bench_latency.py
+bench: setup ## bgem3 beside every other encoder: an hour or two, 30 GB of disk; QUICK=1: two rivals, two minutes
+	$(BIN)/python $(if $(QUICK),-m benchmarks run --quick,scripts/bench_latency.py)
 
-bench-gpu: setup ## everything measured on a CUDA device (DEVICE=gpu)
-	$(BIN)/bgem3 bench --device cuda --output benchmarks/cuda.json
+bench-gpu: setup ## everything that only a CUDA device can show (DEVICE=gpu)
+	$(BIN)/python -m benchmarks gpu
 
-render: setup ## write the benchmarks' tables and plots from the reports in benchmarks/
-	$(BIN)/python scripts/render_benchmarks.py
+render: setup ## write the benchmarks' tables and charts from the reports in benchmarks/results
+	$(BIN)/python -m benchmarks report
 
 docs: setup ## check that README, docstrings and examples run
 	$(BIN)/python -m pytest tests/test_documentation.py

@@ -2,7 +2,6 @@
 
 import json
 import random
-import statistics
 import tempfile
 import time
 from collections import Counter
@@ -17,18 +16,19 @@ from rich.console import Group
 from rich.table import Column, Table
 from tqdm import tqdm
 
-from bgem3.runtime.artifact import Artifact, read_artifact
+from bgem3.runtime.artifact import Artifact, ModelSpec, read_artifact
+from bgem3.runtime.cpu_session import CpuSession
 from bgem3.runtime.cpus import available_cpus
 from bgem3.runtime.device import open_encoder
 from bgem3.runtime.machine import describe_machine, memory_in_use
 from bgem3.runtime.model import BGEM3Model
 from bgem3.runtime.reference import Reference
+from bgem3.runtime.tokenizer import TextTokenizer
 
 LEAST_CALLS = 3  # timed calls of a workload, however long one takes: a median needs three
 PASSAGE_TOKENS, PASSAGE_SPREAD = 168, 0.41  # median and log deviation of lengths, as of XQuAD's English passages
-LONGEST_WORD = 12  # characters; longer ones are sentences of languages written without spaces
-LEAST_SHARE = 0.01  # of a call's time; the table leaves out smaller ones, which would be most of its rows
-CONTROL_FLOW = ("If", "Loop")  # operators whose time holds that of the operators inside, which are listed too
+LEAST_SHARE = 0.01  # of a call's time; the table leaves out smaller shares, which would be most of its rows
+CONTROL_FLOW = ("If", "Loop")  # their time includes the operators inside, which the profile lists, too
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,34 +59,37 @@ EFFORTS = {
     "cpu": Effort(batches=((8, 128), (8, 16), (4, 512)), n_passages=16),
     "cuda": Effort(batches=((64, 128), (64, 512), (32, 2048)), n_passages=256, n_calls=500),
 }
+PROFILED = Effort(lengths=(16,), batches=((8, 128),), n_passages=0)  # calls whose time is divided among the operators
 
 
-PROFILED = Effort(lengths=(16,), batches=((8, 128),), n_passages=0)  # workloads of which the time is divided
-
-
-class TextMaker:
-    """Makes texts of a given number of tokens from words drawn at random, the same ones every time.
+class ExactTexts:
+    """Makes texts of exactly a given number of tokens, CLS and EOS included, from words drawn at random.
 
     Parameters
     ----------
-    model : its tokenizer counts the tokens
-    sentences : where the words come from
+    tokenizer, spec : the model's; the counts of words add up, because no token crosses a space
+    sentences : where the words come from; words of other scripts than Latin, and with marks, are left out
     """
 
-    def __init__(self, model: BGEM3Model, sentences: Sequence[str]) -> None:
-        words = sorted({word for sentence in sentences for word in sentence.split() if len(word) <= LONGEST_WORD})
-        counts = model.tokenizer(words, model.spec.max_length).lengths - 2  # without CLS and EOS
+    def __init__(self, tokenizer: TextTokenizer, spec: ModelSpec, sentences: Sequence[str]) -> None:
+        words = sorted({word for text in sentences for word in text.split() if word.isascii() and word.isalpha()})
+        counts = tokenizer(words, spec.max_length).lengths - 2
         self._words = [(word, n) for word, n in zip(words, counts.tolist(), strict=True) if n] or [("a", 1)]
-        self._random = random.Random(0)
+        self._short_words = [word for word, n in self._words if n == 1] or ["a"]
 
-    def __call__(self, n_tokens: int) -> str:
-        """Return a text of at least ``n_tokens`` tokens, CLS and EOS included, and at most a word more."""
-        chosen, missing = [], n_tokens - 2
-        while missing > 0:
-            word, n_tokens = self._random.choice(self._words)
+    def __call__(self, n_tokens: int, n_texts: int = 1) -> list[str]:
+        """Return the same ``n_texts`` texts of ``n_tokens`` tokens in every call."""
+        draw = random.Random(0)
+        return [self._text(n_tokens - 2, draw) for _ in range(n_texts)]
+
+    def _text(self, missing: int, draw: random.Random) -> str:
+        chosen = []
+        word, n_tokens = draw.choice(self._words)
+        while n_tokens <= missing:
             chosen.append(word)
             missing -= n_tokens
-        return " ".join(chosen)
+            word, n_tokens = draw.choice(self._words)
+        return " ".join(chosen + draw.choices(self._short_words, k=max(0, missing)))
 
 
 def run_bench(
@@ -121,7 +124,7 @@ def run_bench(
     with BGEM3Model.load(artifact, device, precision, n_threads) as model:
         load_s = time.perf_counter() - start
         opened = read_artifact(artifact)
-        maker = TextMaker(model, Reference.load(opened.folder).texts)
+        exact = ExactTexts(model.tokenizer, model.spec, Reference.load(opened.folder).texts)
         report = {
             "artifact": str(artifact),
             "source": opened.manifest["source"]["id"],
@@ -130,77 +133,80 @@ def run_bench(
             "is_quick": quick,
             **describe_machine(model.device),
             "load_s": load_s,
-            "first_call_s": seconds_of(partial(model.encode, [maker(16)])),
+            "first_call_s": seconds_of(partial(model.encode, exact(16))),
         }
         effort = EFFORTS[model.device.partition(":")[0]]
-        report |= _measure_all(model, effort.quick() if quick else effort, maker, show_progress)
-        profiled = make_workloads(maker, PROFILED, model.spec.max_length)
+        report |= _measure_all(model, effort.quick() if quick else effort, exact, show_progress)
+        profiled = make_workloads(exact, PROFILED, model.spec.max_length)
         if model.device != "cpu":
-            return report | {"time_shares": {name: _host_share(model, *profiled[name]) for name in profiled}}
+            return report | {"time_shares": {name: _host_share(model, profiled[name]) for name in profiled}}
     profile = partial(_profile, opened, report["precision"], report["n_threads"])
-    return report | {"time_shares": {name: profile(*profiled[name]) for name in profiled}}
+    return report | {"time_shares": {name: profile(profiled[name]) for name in profiled}}
 
 
-def _measure_all(model: BGEM3Model, effort: Effort, maker: TextMaker, show_progress: bool) -> dict[str, Any]:
+def _measure_all(model: BGEM3Model, effort: Effort, exact: ExactTexts, show_progress: bool) -> dict[str, Any]:
     memory = {"loaded": memory_in_use(model.device)}
-    workloads = make_workloads(maker, effort, model.spec.max_length)
-    measured = {
-        name: measure(model, *workloads[name], effort)
-        for name in tqdm(workloads, "measuring", leave=False, disable=not show_progress)
-    }
+    workloads = make_workloads(exact, effort, model.spec.max_length)
+    measured = {}
+    for name in tqdm(workloads, "measuring", leave=False, disable=not show_progress):
+        texts = workloads[name]
+        n_tokens = int(model.tokenizer(texts, model.spec.max_length).lengths.sum())
+        measured[name] = measure(partial(model.encode, texts), len(texts), n_tokens, effort)
     return {"workloads": measured, "memory_mib": memory | {"peak": memory_in_use(model.device)}}
 
 
-def make_workloads(maker: TextMaker, effort: Effort, longest: int) -> dict[str, tuple[list[str], int]]:
-    """Return by name the texts of each workload, and the tokens at which encoding cuts them."""
+def make_workloads(exact: ExactTexts, effort: Effort, longest: int) -> dict[str, list[str]]:
+    """Return the texts of each workload by name."""
     shapes = [*((1, n_tokens) for n_tokens in effort.lengths), *effort.batches]
     shapes = [(n_texts, min(n_tokens, longest)) for n_texts, n_tokens in shapes]
-    workloads = {_name(*shape): ([maker(shape[1]) for _ in range(shape[0])], shape[1]) for shape in shapes}
+    workloads = {f"{n_texts} x {n_tokens} tokens": exact(n_tokens, n_texts) for n_texts, n_tokens in shapes}
     if effort.n_passages:
-        draws = np.random.default_rng(0).lognormal(np.log(PASSAGE_TOKENS), PASSAGE_SPREAD, effort.n_passages)
-        workloads[f"{effort.n_passages} x mixed lengths"] = ([maker(int(n)) for n in draws], longest)
+        workloads[f"{effort.n_passages} x mixed lengths"] = passages(exact, effort.n_passages)
     return workloads
 
 
-def _name(n_texts: int, n_tokens: int) -> str:
-    return f"{n_texts} x {n_tokens} tokens"
+def passages(exact: ExactTexts, n_passages: int) -> list[str]:
+    """Return texts whose lengths vary as those of real passages do."""
+    lengths = np.random.default_rng(0).lognormal(np.log(PASSAGE_TOKENS), PASSAGE_SPREAD, n_passages)
+    return [text for n_tokens in lengths for text in exact(int(n_tokens))]
 
 
-def measure(model: BGEM3Model, texts: list[str], max_length: int, effort: Effort) -> dict[str, float]:
-    """Encode texts once to warm up, then as often as the effort says; return the times of a call and its rates."""
-    n_tokens = int(model.encode(texts, max_length=max_length).n_tokens.sum())
+def measure(encode: Callable[[], object], n_texts: int, n_tokens: int, effort: Effort) -> dict[str, float]:
+    """Call once to warm up, then as often as the effort says; return the times of a call and its rates."""
+    encode()
     seconds: list[float] = []
     start = time.perf_counter()
     while len(seconds) < effort.n_calls and (
         len(seconds) < LEAST_CALLS or time.perf_counter() - start < effort.seconds
     ):
-        seconds.append(seconds_of(partial(model.encode, texts, max_length=max_length)))
-    median = statistics.median(seconds)
+        seconds.append(seconds_of(encode))
+    median, p95, p99 = np.quantile(seconds, (0.5, 0.95, 0.99)).tolist()
     return {
         "n_calls": len(seconds),
         "n_tokens": n_tokens,
         "p50_ms": 1000 * median,
-        "p95_ms": 1000 * float(np.quantile(seconds, 0.95)),
+        "p95_ms": 1000 * p95,
+        "p99_ms": 1000 * p99,
         "tokens_per_s": n_tokens / median,
-        "texts_per_s": len(texts) / median,
+        "texts_per_s": n_texts / median,
     }
 
 
-def _host_share(model: BGEM3Model, texts: list[str], max_length: int) -> dict[str, float]:
+def _host_share(model: BGEM3Model, texts: list[str]) -> dict[str, float]:
     """Return the share of tokenizing in a call; ONNX Runtime's clock does not wait for a CUDA device's operators."""
-    tokenizing = seconds_of(partial(model.tokenizer, texts, max_length))
-    return {"tokenizing": tokenizing / seconds_of(partial(model.encode, texts, max_length=max_length))}
+    tokenizing = seconds_of(partial(model.tokenizer, texts, model.spec.max_length))
+    return {"tokenizing": tokenizing / seconds_of(partial(model.encode, texts))}
 
 
-def _profile(artifact: Artifact, precision: str, n_threads: int, texts: list[str], max_length: int) -> dict[str, float]:
+def _profile(artifact: Artifact, precision: str, n_threads: int, texts: list[str]) -> dict[str, float]:
     """Return the share of tokenizing, of each of ONNX Runtime's operators and of the rest in the time of a call."""
     with tempfile.TemporaryDirectory() as folder:
-        profile = Path(folder) / "profile"
-        session = open_encoder(artifact, device="cpu", precision=precision, n_threads=n_threads, profile=profile)
+        prefix = Path(folder) / "profile"
+        session = open_encoder(artifact, device="cpu", precision=precision, n_threads=n_threads, profile=prefix)
+        assert isinstance(session, CpuSession)
         with BGEM3Model(artifact, session) as model:
-            tokenizing = seconds_of(partial(model.tokenizer, texts, max_length))
-            encode = partial(model.encode, texts, max_length=max_length)
-            _, seconds = seconds_of(encode), seconds_of(encode)
+            tokenizing = seconds_of(partial(model.tokenizer, texts, model.spec.max_length))
+            _, seconds = (seconds_of(partial(model.encode, texts)) for _ in range(2))
             operators = operator_seconds(session.end_profiling(), n_calls=2)
     rest = max(0.0, seconds - tokenizing - sum(operators.values()))
     steps = operators | {"tokenizing": tokenizing, "the rest": rest}

@@ -8,7 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from bgem3.runtime import cuda_runtime as cuda
+from bgem3.runtime.cuda_runtime import checked, device_memory, import_cudart
 from bgem3.runtime.device import device_number
 from bgem3.runtime.ort import import_onnxruntime
 
@@ -17,7 +17,8 @@ MIB = 1 << 20
 
 def describe_machine(device: str, packages: Sequence[str] = ("bgem3", "numpy", "tokenizers")) -> dict[str, Any]:
     """Return the names of the device and the processor, and the versions of Python, ONNX Runtime and packages."""
-    versions = {name: version(name) for name in packages} | {"onnxruntime": import_onnxruntime().__version__}
+    versions = {name: version(name) for name in packages}
+    versions["onnxruntime"] = import_onnxruntime().__version__  # the package may be onnxruntime-gpu
     described = {
         "device": device,
         "processor": processor_name(),
@@ -29,9 +30,9 @@ def describe_machine(device: str, packages: Sequence[str] = ("bgem3", "numpy", "
 
 def describe_gpu(device_id: int) -> dict[str, Any]:
     """Return a CUDA device's name and memory, and the newest CUDA version that its driver runs."""
-    cudart = cuda.import_cudart()
-    properties = cuda.checked(cudart, cudart.cudaGetDeviceProperties(device_id), f"describing cuda:{device_id}")
-    driver = cuda.checked(cudart, cudart.cudaDriverGetVersion(), "asking for the driver's version")
+    cudart = import_cudart()
+    properties = checked(cudart.cudaGetDeviceProperties(device_id), f"describing cuda:{device_id}")
+    driver = checked(cudart.cudaDriverGetVersion(), "asking for the driver's version")
     memory = properties.totalGlobalMem // MIB
     return {"gpu": {"name": properties.name.decode(), "memory_mib": memory, "driver_cuda": driver}}
 
@@ -47,7 +48,7 @@ def memory_in_use(device: str) -> dict[str, int]:
     """Return in MiB the peak resident memory of this process and, on CUDA, what all processes use of the device."""
     used = {"peak_resident": resident_bytes("VmHWM") // MIB}
     if device.startswith("cuda"):
-        free, total = cuda.device_memory(device_number(device))
+        free, total = device_memory(device_number(device))
         used["device"] = (total - free) // MIB
     return used
 

@@ -1,22 +1,17 @@
-"""`bgem3 bench` beside every other encoder that can run: the benchmark that the README quotes.
+"""Compare bgem3 with every other encoder on this CPU: `python -m benchmarks run`, each rival in its own environment.
 
-usage: python scripts/bench_latency.py [--work FOLDER] [OPTION ...]   (the options of `bgem3 bench`, and its defaults
-but for --peers all --environments WORK/environments --precisions int8 fp32 fp16 --parts matrix_rate breakdown scenarios
---output benchmarks/cpu.json)
+usage: python scripts/bench_latency.py [OPTION ...]   (`--help` lists them)
 
-Without an artifact, full-size random weights are exported; that and the peers' conversions take 30 GB of disk in WORK,
-20 GB of memory and half an hour, once; measuring takes about an hour on two cores.
+Full-size random weights are exported first, unless an artifact is named. That and the rivals' conversions take half an
+hour, 30 GB of disk and 20 GB of memory once; measuring takes an hour or two on two cores.
 """
 
 import sys
 from pathlib import Path
 
-from bgem3.runtime.cli import main
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from benchmarks.run import main
 
 if __name__ == "__main__":
-    options = sys.argv[1:]
-    work = options[options.index("--work") + 1] if "--work" in options else "benchmarks/scratch"
-    defaults = ["--peers", "all", "--environments", str(Path(work) / "environments"), "--work", work]
-    defaults += ["--precisions", "int8", "fp32", "fp16", "--parts", "matrix_rate", "breakdown", "scenarios"]
-    defaults += ["--output", "benchmarks/cpu.json"]
-    sys.exit(main(["bench", *defaults, *options]))
+    sys.exit(main(["--environments", "benchmarks/scratch/environments", *sys.argv[1:]]))

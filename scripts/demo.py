@@ -1,9 +1,9 @@
-"""The main job, start to end: checkpoint -> export -> the tutorial's four scores, as tables.
+"""Export a checkpoint, and show its four scores for two queries and two passages.
 
 usage: python scripts/demo.py [CHECKPOINT]
 
-Without a checkpoint it makes the small built-in one, whose scores make sense by construction; it shows the
-machinery, not BGE-M3's quality. A checkpoint that is given is exported once into the user's cache.
+Without a checkpoint, the demo makes a small one. It shows how everything works, not BGE-M3's quality. A named
+checkpoint is exported once, into the user's cache.
 """
 
 import sys
@@ -25,24 +25,19 @@ PASSAGES = [
 
 
 def main() -> None:
-    """Export the checkpoint and print what the model gives."""
+    """Export the checkpoint, and print texts and scores."""
     console = Console(width=max(80, Console().width))
     source = sys.argv[1] if len(sys.argv) > 1 else None
+    print(f"exporting {source or 'the built-in checkpoint'}")
     with tempfile.TemporaryDirectory() as folder:
-        print(f"exporting {source or 'the built-in checkpoint'}")
         artifact = find_or_export(source, "fp16") if source else export_built_in(Path(folder))
-        show(artifact, console)
+        with BGEM3Model.load(artifact, device="cpu") as model:
+            for name, text in zip(("q0", "q1", "p0", "p1"), QUERIES + PASSAGES, strict=True):
+                console.print(f"[bold]{name}[/bold]  {text}")
+            console.print(score_table(model))
     if source is None:
-        print("The built-in checkpoint shows the machinery, not BGE-M3's quality. For the real one:")
+        print("The built-in checkpoint does not have BGE-M3's quality. To see the real one:")
         print("    make demo CHECKPOINT=BAAI/bge-m3")
-
-
-def show(artifact: Path, console: Console) -> None:
-    """Print the texts and their scores."""
-    with BGEM3Model.load(artifact, device="cpu") as model:
-        for name, text in zip(("q0", "q1", "p0", "p1"), QUERIES + PASSAGES, strict=True):
-            console.print(f"[bold]{name}[/bold]  {text}")
-        console.print(four_scores(model))
 
 
 def export_built_in(folder: Path) -> Path:
@@ -56,8 +51,8 @@ def export_built_in(folder: Path) -> Path:
     return artifact
 
 
-def four_scores(model: BGEM3Model) -> Table:
-    """Return one table: every query with every passage, by each score and what it is made of."""
+def score_table(model: BGEM3Model) -> Table:
+    """Return each query's scores with each passage, and what they come from."""
     queries, passages = model.encode(QUERIES), model.encode(PASSAGES)
     scores = model.score(QUERIES, PASSAGES, weights=(1, 1, 1))
     columns = ("pair", "dense", "lexical", "shared tokens", "multi-vector", "shapes", "hybrid", "rank")

@@ -1,11 +1,8 @@
-"""A BGE-M3-format checkpoint with seeded random weights, of BGE-M3's size or smaller.
+"""Make a checkpoint in BGE-M3's format with seeded random weights, of BGE-M3's size or smaller.
 
-Random weights say nothing of quality; they serve to measure size, speed, memory and parity.
-
-usage: python scripts/make_random_checkpoint.py TOKENIZER_JSON OUT_DIR [--seed N] [--layers N] [--hidden N] ...
+Random weights have no quality; they serve to measure size, speed, memory and parity.
 """
 
-import argparse
 import json
 import shutil
 from pathlib import Path
@@ -14,16 +11,9 @@ import torch
 from tokenizers import Tokenizer
 from transformers import XLMRobertaConfig, XLMRobertaModel
 
+from scripts.make_demo_checkpoint import make_demo_checkpoint
+
 BGE_M3_VOCABULARY = 250002
-SPECIAL_TOKENS = {
-    "bos_token": "<s>",
-    "cls_token": "<s>",
-    "eos_token": "</s>",
-    "sep_token": "</s>",
-    "pad_token": "<pad>",
-    "unk_token": "<unk>",
-    "mask_token": "<mask>",
-}
 
 
 def make_random_checkpoint(
@@ -40,14 +30,14 @@ def make_random_checkpoint(
     multivector: int | None = None,
     vocabulary: int | None = None,
 ) -> Path:
-    """Write the checkpoint.
+    """Write the checkpoint into a folder, which is made if missing; return the folder.
 
     Parameters
     ----------
-    tokenizer_json : a tokenizer in BGE-M3's form, copied into the folder
-    vocabulary : embedded tokens, None for the tokenizer's own number; may be more than that
-    multivector : width of the multi-vectors, None for ``hidden``
+    tokenizer_json : a tokenizer in BGE-M3's form, which is copied into the folder
     weight_std : standard deviation of the weights; a small model needs more than 0.02 to tell texts apart
+    multivector : width of the multi-vectors, None for ``hidden``
+    vocabulary : number of embedded tokens, at least the tokenizer's; None for the tokenizer's
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -69,7 +59,7 @@ def make_random_checkpoint(
     )
     torch.manual_seed(seed)
     model = XLMRobertaModel(config, add_pooling_layer=False)
-    for parameter in model.parameters():  # biases and LayerNorms too: zeros and ones would hide mistakes
+    for parameter in model.parameters():  # biases and LayerNorms, too: zeros and ones would hide mistakes
         if parameter.ndim == 1:
             torch.nn.init.normal_(parameter, mean=float(parameter.data.mean()), std=weight_std)
     model.save_pretrained(folder)
@@ -78,43 +68,15 @@ def make_random_checkpoint(
         torch.save(head.state_dict(), folder / f"{name}.pt")
     if Path(tokenizer_json).resolve() != (folder / "tokenizer.json").resolve():
         shutil.copyfile(tokenizer_json, folder / "tokenizer.json")
-    settings = {"tokenizer_class": "XLMRobertaTokenizer", "model_max_length": max_length, **SPECIAL_TOKENS}
+    names = {"bos": "s", "cls": "s", "eos": "/s", "sep": "/s", "pad": "pad", "unk": "unk", "mask": "mask"}
+    tokens = {f"{role}_token": f"<{name}>" for role, name in names.items()}
+    settings = {"tokenizer_class": "XLMRobertaTokenizer", "model_max_length": max_length, **tokens}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=1), encoding="utf-8")
     return folder
 
 
-def make_full_size(folder: str | Path, tokenizer_json: str | Path, *, layers: int = 24, hidden: int = 1024) -> Path:
-    """Write a random checkpoint of BGE-M3's size, into ``folder / "checkpoint"``, and return where it is.
-
-    Parameters
-    ----------
-    tokenizer_json : a tokenizer in BGE-M3's form; it may know fewer tokens than the model embeds
-    layers, hidden : fewer, for a model of BGE-M3's shape that is quick to make; heads stay 64 wide
-    """
-    return make_random_checkpoint(
-        tokenizer_json,
-        Path(folder) / "checkpoint",
-        hidden=hidden,
-        layers=layers,
-        heads=max(1, hidden // 64),
-        intermediate=4 * hidden,
-        vocabulary=BGE_M3_VOCABULARY,
-    )
-
-
-def main() -> None:
-    """Read the command line and write the checkpoint."""
-    parser = argparse.ArgumentParser(description="Make a checkpoint of seeded random weights, of BGE-M3's size.")
-    parser.add_argument("tokenizer_json", type=Path)
-    parser.add_argument("folder", type=Path)
-    sizes = {"seed": 0, "hidden": 1024, "layers": 24, "heads": 16, "intermediate": 4096}
-    for name, default in sizes.items():
-        parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--vocabulary", type=int, help="default: the tokenizer's own")
-    parser.add_argument("--max-length", type=int, default=8192)
-    parser.add_argument("--weight-std", type=float, default=0.02)
-    print(make_random_checkpoint(**vars(parser.parse_args())))
-
-
-if __name__ == "__main__":
-    main()
+def make_full_size(folder: str | Path, tokenizer_json: str | Path | None = None) -> Path:
+    """Write a checkpoint of BGE-M3's size to ``folder / "checkpoint"``, with the demo's tokenizer or another one."""
+    if tokenizer_json is None:
+        tokenizer_json = make_demo_checkpoint(Path(folder) / "demo") / "tokenizer.json"
+    return make_random_checkpoint(tokenizer_json, Path(folder) / "checkpoint", vocabulary=BGE_M3_VOCABULARY)

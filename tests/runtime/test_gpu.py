@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,12 @@ import numpy as np
 import onnxruntime
 import pytest
 
+from benchmarks.kernels import attention_kernels
 from bgem3.export import export_model
 from bgem3.export.reference import SENTENCES
 from bgem3.runtime import BGEM3Model, DeviceMemoryError
 from bgem3.runtime.artifact import read_artifact
-from bgem3.runtime.bench_probe import attention_kernels
+from bgem3.runtime.bench import ExactTexts
 from bgem3.runtime.cuda_feeds import packed_feeds
 from bgem3.runtime.cuda_runtime import device_memory, preload_libraries, why_unavailable
 from bgem3.runtime.cuda_session import SETTINGS, CudaSession, provider_options
@@ -121,10 +123,11 @@ def test_every_node_runs_on_the_device(artifact: Path, tmp_path: Path, precision
     assert not any("Memcpy" in arguments["op_name"] for arguments in ran)
 
 
-def test_attention_is_flash_at_every_length(artifact: Path) -> None:
-    load = {"folder": artifact, "device": "cuda", "precision": "fp16"}
-    for length, found in attention_kernels(load, LENGTHS, timeout=300).items():
-        assert list(found["n_nodes"]) == ["PackedMultiHeadAttention fp16 FLASH_ATTENTION"], (length, found)
+def test_attention_is_flash_at_every_length(artifact: Path, model: BGEM3Model) -> None:
+    exact = ExactTexts(model.tokenizer, model.spec, SENTENCES)
+    load = partial(BGEM3Model.load, artifact, "cuda", "fp16")
+    for length, found in attention_kernels(load, {n: exact(n) for n in LENGTHS}).items():
+        assert list(found) == ["PackedMultiHeadAttention fp16 FLASH_ATTENTION"], (length, found)
 
 
 def test_a_text_alone_equals_the_text_in_any_company(model: BGEM3Model) -> None:

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bgem3.runtime.bench_report import BenchReport
 from bgem3.runtime.writers import write_file
 from bgem3.scoring import Embeddings, atomic_files, tune_weights
 from bgem3.scoring.atomic_files import recover, whole_file, whole_folder
@@ -29,10 +28,6 @@ def encode(path: Path) -> None:
     write_file([make_embeddings(1, 3), make_embeddings(2, 3)], path)
 
 
-def bench(path: Path) -> None:
-    BenchReport(path, 60.0).keep(1, "figure")
-
-
 def plot(path: Path) -> None:
     passages = make_embeddings(1, 3)
     tune_weights(passages, passages, [{0: 1.0}, {1: 1.0}, {2: 1.0}]).plot(path)
@@ -43,7 +38,6 @@ WRITERS = [
     pytest.param(encode, ".npz", id="encode_npz"),
     pytest.param(encode, ".jsonl", id="encode_jsonl"),
     pytest.param(encode, ".parquet", id="encode_parquet"),
-    pytest.param(bench, ".json", id="bench"),
     pytest.param(plot, ".png", id="plot"),
 ]
 writers = pytest.mark.parametrize(("write", "suffix"), WRITERS)

@@ -1,0 +1,93 @@
+"""OpenVINO: the portable graph in float32 or bfloat16, or quantized by NNCF."""
+
+import threading
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from benchmarks.padded import Feeds, open_tokenizer, padded_batches, padded_encoder
+from benchmarks.peer import Encode, Peer, Settings, require_bf16
+
+
+def prepare(settings: Settings) -> None:
+    """Quantize the portable graph with NNCF's post-training quantization, calibrated on texts."""
+    folder = Path(settings["files"])
+    if settings["precision"] != "int8" or (folder / "model.xml").exists():
+        return
+    import nncf
+    import openvino
+
+    token_ids = [encoding.ids for encoding in open_tokenizer(settings).encode_batch_fast(settings["calibration"])]
+    feeds = [feed for _, feed in padded_batches(token_ids, 1, settings["pad_id"])]
+    quantized = nncf.quantize(
+        openvino.Core().read_model(Path(settings["portable"], "model.onnx")),
+        nncf.Dataset(feeds),
+        model_type=nncf.ModelType.TRANSFORMER,
+        preset=nncf.QuantizationPreset.MIXED,
+        target_device=nncf.TargetDevice.CPU,
+        subset_size=len(feeds),
+    )
+    openvino.save_model(quantized, folder / "partial.xml")
+    for suffix in (".bin", ".xml"):  # the graph is renamed last, so that an unfinished one is not taken for a whole one
+        (folder / f"partial{suffix}").rename(folder / f"model{suffix}")
+
+
+def open_openvino(hint: str, settings: Settings) -> Encode:
+    """Compile with dynamic shapes: a request for each calling thread for one batch, a queue for several batches."""
+    import openvino
+
+    require_bf16(settings)
+    path, options = Path(settings["portable"], "model.onnx"), {"PERFORMANCE_HINT": hint}
+    if settings["precision"] == "int8":
+        path = Path(settings["files"], "model.xml")
+    else:
+        options["INFERENCE_PRECISION_HINT"] = {"fp32": "f32", "bf16": "bf16"}[settings["precision"]]
+    compiled = openvino.Core().compile_model(path, "CPU", options | {"INFERENCE_NUM_THREADS": settings["threads"]})
+    queue, lock, local = openvino.AsyncInferQueue(compiled), threading.Lock(), threading.local()
+
+    def forward(batches: Sequence[Feeds], outputs: tuple[str, ...]) -> list[list[NDArray[Any]]]:
+        if len(batches) == 1:
+            if not hasattr(local, "request"):
+                local.request = compiled.create_infer_request()
+            local.request.infer(batches[0])
+            return [[local.request.get_tensor(name).data for name in outputs]]
+        found: dict[int, list[NDArray[Any]]] = {}
+
+        def finish(request: Any, number: int) -> None:
+            found[number] = [request.get_tensor(name).data.copy() for name in outputs]
+
+        with lock:
+            queue.set_callback(finish)
+            for number, feeds in enumerate(batches):
+                queue.start_async(feeds, number)
+            queue.wait_all()
+        return [found[number] for number in range(len(batches))]
+
+    return padded_encoder(settings, forward)
+
+
+def _files(settings: Settings) -> list[Path]:
+    return list(Path(settings["files" if settings["precision"] == "int8" else "portable"]).iterdir())
+
+
+PEERS = tuple(
+    Peer(
+        name=name,
+        label=label,
+        environment="openvino",
+        packages=("openvino==2026.4.1", "nncf", "onnx", "tokenizers", "numpy"),
+        modules=("openvino", "tokenizers"),
+        precisions=("fp32", "bf16", "int8"),
+        needs=("portable",),
+        prepare=prepare,
+        open=partial(open_openvino, hint),
+        files=_files,
+    )
+    for name, label, hint in (
+        ("openvino", "OpenVINO", "LATENCY"),
+        ("openvino-throughput", "OpenVINO, throughput mode,", "THROUGHPUT"),
+    )
+)
