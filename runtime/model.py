@@ -8,9 +8,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal, NoReturn
 
-import numpy as np
 from tqdm import tqdm
 
+from bgem3.runtime.arguments import check_outputs
+from bgem3.runtime.arguments import check_whole_number as check_whole_number
+from bgem3.runtime.arguments import split_pairs as split_pairs
 from bgem3.runtime.artifact import TOKENIZER_FILE, Artifact, ArtifactError, read_artifact
 from bgem3.runtime.device import open_encoder
 from bgem3.runtime.encoder_session import CLOSED, EncoderSession
@@ -18,7 +20,7 @@ from bgem3.runtime.forks import check_process
 from bgem3.runtime.manifest import OUTPUTS, ModelSpec, Output
 from bgem3.runtime.packing import PackedBatch, pack, plan_batches
 from bgem3.runtime.results import ResultArrays
-from bgem3.runtime.tokenizer import TextTokenizer, check_texts, cut_texts, rows_of
+from bgem3.runtime.tokenizer import TextTokenizer, check_texts, cut_texts
 from bgem3.scoring import Embeddings, Scores, Weights, hybrid
 from bgem3.scoring.hybrid import DEFAULT_WEIGHTS, check_weights
 
@@ -150,7 +152,7 @@ class BGEM3Model:
             If the model is closed, or was loaded before this process was forked.
         """
         session = self._open_session()
-        wanted = self.outputs if outputs == "all" else _check_outputs(outputs, self.outputs)
+        wanted = self.outputs if outputs == "all" else check_outputs(outputs, self.outputs)
         limit = self.spec.max_length if max_length is None else max_length
         self.tokenizer.check_max_length(limit)
         checked = check_texts(texts)
@@ -265,39 +267,3 @@ class BGEM3Model:
             raise RuntimeError(CLOSED)
         check_process(self._process)
         return session
-
-
-def check_whole_number(name: str, value: object) -> None:
-    """Raise ValueError unless an argument is None or a whole number of at least 1."""
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-        raise ValueError(f"{name} must be a whole number of at least 1 or None, found {value!r}")
-
-
-def split_pairs(pairs: Iterable[tuple[str, str]]) -> tuple[list[str], list[str]]:
-    """Return the queries and the passages of pairs; an error names the pair or text that is wrong."""
-    if isinstance(pairs, str):
-        raise TypeError("pairs must be a list of (query, passage), found one str")
-    queries, passages = [], []
-    column = "zip(table['query'], table['passage'])"
-    for i, row in enumerate(rows_of(pairs, "pairs", "(query, passage)", n_dims=(1, 2), column=column)):
-        pair = row.tolist() if isinstance(row, np.ndarray) else row
-        if isinstance(pair, (str, bytes, bytearray)) or not isinstance(pair, Sequence) or len(pair) != 2:
-            raise ValueError(f"pair {i} must be (query, passage), two texts, found {pair!r:.80}")
-        queries.append(pair[0])
-        passages.append(pair[1])
-    return check_texts(queries, "query"), check_texts(passages, "passage")
-
-
-def _check_outputs(outputs: Sequence[Output], available: tuple[Output, ...]) -> tuple[Output, ...]:
-    wanted = tuple(outputs) if isinstance(outputs, Iterable) and not isinstance(outputs, str) else (outputs,)
-    unknown = [name for name in wanted if name not in OUTPUTS]
-    if unknown or not wanted:
-        raise ValueError(f"outputs must be one or more of {OUTPUTS}, found {outputs!r}")
-    missing = [name for name in OUTPUTS if name in wanted and name not in available]
-    if missing:
-        raise ValueError(
-            f"this artifact was exported without {' and '.join(missing)}, it gives {' and '.join(available)} alone; "
-            "export the checkpoint again with all outputs, and with heads_from='BAAI/bge-m3' (--heads-from) if it has "
-            "no heads of its own"
-        )
-    return tuple(name for name in OUTPUTS if name in wanted)
