@@ -18,7 +18,7 @@ from bgem3.runtime.artifact import Artifact
 from bgem3.runtime.captured_graph import NO_CAPTURE, CapturedGraph
 from bgem3.runtime.cuda_feeds import fixed_length_feeds, packed_feeds
 from bgem3.runtime.cuda_provider import DeviceMemoryError, cuda_errors, is_out_of_memory, open_cuda_session
-from bgem3.runtime.cuda_runtime import PinnedBuffer, device_memory
+from bgem3.runtime.cuda_runtime import PinnedBuffers, device_memory
 from bgem3.runtime.encoder_session import CLOSED, Finish
 from bgem3.runtime.forks import leave_to_parent
 from bgem3.runtime.heads import Arrays, check_arrays, output_rows, output_shapes
@@ -70,7 +70,7 @@ class CudaSession:
         self._graphs: dict[tuple[int, tuple[Output, ...]], CapturedGraph] | None = {} if cuda_graphs else None
         self._n_workers = 1 if cuda_graphs else N_WORKERS  # a session that captures may be run from one thread only
         self._workers = Workers(self._n_workers, self.device)
-        self._worker = _Worker()
+        self._worker = _Worker(device_id)
         self._bindings: list[Any] = []  # of all workers, so that a forked process does not destroy them
         leave_to_parent(self)
         self._callers: set[int] = set()  # threads within run_all
@@ -133,7 +133,7 @@ class CudaSession:
         if not is_caller:
             self._session = self._graphs = None
             self._bindings.clear()
-            self._worker = _Worker()
+            self._worker = _Worker(self._device_id)
 
     def _encode(self, batch: PackedBatch, outputs: tuple[Output, ...], finish: Finish) -> None:
         """Encode a micro-batch, or its halves if the device's memory does not suffice."""
@@ -180,13 +180,13 @@ class CudaSession:
         binding = self._worker_binding()
         feeds = packed_feeds(batch, outputs)
         for name in self._input_names:
-            staged = self._pinned(name, feeds[name].shape, feeds[name].dtype)
+            staged = self._worker.buffers.array(name, feeds[name].shape, feeds[name].dtype)
             staged[...] = feeds[name]
             binding.bind_cpu_input(name, staged)
         arrays: Arrays = {}
         shapes = output_shapes(self._spec, n_texts, n_tokens)
         for name in outputs:
-            arrays[name] = self._pinned(name, shapes[name], np.float32)
+            arrays[name] = self._worker.buffers.array(name, shapes[name], np.float32)
             binding.bind_output(name, "cpu", 0, np.float32, shapes[name], arrays[name].ctypes.data)
         self._session.run_with_iobinding(binding, self._run_options())
         return arrays
@@ -216,15 +216,6 @@ class CudaSession:
             self._bindings.append(worker.binding)
         worker.binding.clear_binding_outputs()
         return worker.binding
-
-    def _pinned(self, name: str, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
-        """Return an array in this worker's pinned memory for an input or output."""
-        buffers = self._worker.buffers
-        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-        if name not in buffers or buffers[name].size < size:
-            buffers[name] = PinnedBuffer(self._device_id, 1 << max(16, (size - 1).bit_length()))
-        array: NDArray[Any] = buffers[name].array[:size].view(dtype).reshape(shape)
-        return array
 
     def _run_options(self) -> Any:
         """Return the options of a run without capture; the first run after running out of memory shrinks the arena."""
@@ -267,7 +258,7 @@ class CudaSession:
 class _Worker(threading.local):
     """The objects of each worker's own thread; ``releases_memory`` asks its next run to give memory back."""
 
-    def __init__(self) -> None:
+    def __init__(self, device_id: int) -> None:
         self.binding: Any = None
-        self.buffers: dict[str, PinnedBuffer] = {}
+        self.buffers = PinnedBuffers(device_id)
         self.releases_memory = False

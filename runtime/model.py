@@ -101,12 +101,8 @@ class BGEM3Model:
         DeviceMemoryError
             If the weights do not fit the device's free memory.
         """
-        whole_numbers = {
-            "n_threads": n_threads,
-            "token_budget": token_budget,
-            "device_memory_limit": device_memory_limit,
-        }
-        for name, value in whole_numbers.items():
+        limits = {"n_threads": n_threads, "token_budget": token_budget, "device_memory_limit": device_memory_limit}
+        for name, value in limits.items():
             check_whole_number(name, value)
         artifact = read_artifact(folder, check_hashes=check_hashes)
         session = open_encoder(
@@ -160,7 +156,7 @@ class BGEM3Model:
         # 1. `_batches` tokenizes the texts chunk by chunk, and makes room for each chunk in the result.
         # 2. It cuts each chunk into micro-batches of similar lengths, which the session runs.
         # 3. `result.add` copies the outputs of each micro-batch to the rows of its texts.
-        # Without a progress bar there is no tqdm object: an interrupt can leave its lock taken for every thread.
+        # There is a tqdm object only for a progress bar: an interrupt can leave its lock taken for every thread.
         progress = tqdm(total=len(checked), unit="text") if show_progress and sys.stderr is not None else None
         result = ResultArrays(self.spec, wanted, progress.update if progress is not None else None)
         with contextlib.nullcontext() if progress is None else progress:
