@@ -8,28 +8,36 @@ import weakref
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from bgem3.runtime.ort import import_onnxruntime
 
 PROVIDER = "CUDAExecutionProvider"
 
 
-class PinnedBuffer:
-    """Page-locked host memory, which a device reads and writes without another copy.
+class PinnedBuffers:
+    """Page-locked host memory, which a device reads and writes without another copy; a buffer for each name."""
 
-    Attributes
-    ----------
-    size : bytes
-    array : uint8 array (size,) over the memory; not to be used after the buffer is gone
-    """
+    def __init__(self, device_id: int) -> None:
+        self._device_id = device_id
+        self._buffers: dict[str, _PinnedBuffer] = {}
 
+    def array(self, name: str, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
+        """Return an array in the buffer of this name, which grows; not to be used after these buffers are gone."""
+        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        if name not in self._buffers or len(self._buffers[name].memory) < size:
+            self._buffers[name] = _PinnedBuffer(self._device_id, 1 << max(16, (size - 1).bit_length()))
+        array: NDArray[Any] = self._buffers[name].memory[:size].view(dtype).reshape(shape)
+        return array
+
+
+class _PinnedBuffer:
     def __init__(self, device_id: int, size: int) -> None:
-        self.size = size
         cudart = import_cudart()
         choose_device(device_id)  # or else this thread would take memory on device 0 as well
         pointer = checked(cudart.cudaHostAlloc(size, cudart.cudaHostAllocPortable), f"pinning {size} bytes")
         weakref.finalize(self, _free_pinned, cudart, pointer, os.getpid())
-        self.array = np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(int(pointer)))
+        self.memory = np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(int(pointer)))
 
 
 def _free_pinned(cudart: Any, pointer: int, process: int) -> None:

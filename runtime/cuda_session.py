@@ -1,19 +1,10 @@
 """The CUDA session: micro-batches on one device, two at a time, in pinned memory.
 
-The provider's options, and the reasons:
-
-- Every node must run on the device, or the session is not made: a silent fallback to the CPU would be slow.
-- `sdpa_kernel`: flash attention where it exists (float16), memory-efficient attention otherwise (float32), at every
-  length. The provider's default keeps packed attention off flash below 513 tokens.
-- SkipLayerNormalization takes its statistics in float32 (strict mode), and TF32 is off.
-- The arena grows by what is asked for, not by doubling. A warm-up with the largest micro-batch makes it grow once.
-
 Two worker threads share the session, and ONNX Runtime gives each its own CUDA stream. While one micro-batch computes,
 the other's arrays are copied, and the caller's thread tokenizes and packs the next ones.
 """
 
 import logging
-import re
 import threading
 from collections import deque
 from collections.abc import Iterable
@@ -23,25 +14,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bgem3.runtime.artifact import Artifact, ArtifactError, verify_help
+from bgem3.runtime.artifact import Artifact
 from bgem3.runtime.captured_graph import NO_CAPTURE, CapturedGraph
 from bgem3.runtime.cuda_feeds import fixed_length_feeds, packed_feeds
-from bgem3.runtime.cuda_runtime import PROVIDER, PinnedBuffer, device_memory, preload_libraries
+from bgem3.runtime.cuda_provider import DeviceMemoryError, cuda_errors, is_out_of_memory, open_cuda_session
+from bgem3.runtime.cuda_runtime import PinnedBuffers, device_memory
 from bgem3.runtime.encoder_session import CLOSED, Finish
 from bgem3.runtime.forks import leave_to_parent
 from bgem3.runtime.heads import Arrays, check_arrays, output_rows, output_shapes
 from bgem3.runtime.manifest import OUTPUTS, GraphEntry, Output
-from bgem3.runtime.ort import import_onnxruntime, make_session, onnxruntime_errors
+from bgem3.runtime.ort import import_onnxruntime
 from bgem3.runtime.packing import PackedBatch, pack
 from bgem3.runtime.tokenizer import TokenizedTexts
 from bgem3.runtime.workers import Task, Workers
 
-SETTINGS = {"session.disable_cpu_ep_fallback": "1"}
-UNREADABLE = re.compile("INVALID_PROTOBUF|INVALID_GRAPH|NO_SUCHFILE|external data", re.IGNORECASE)
-OUT_OF_MEMORY = re.compile(
-    r"out of memory|failed to allocate memory|smaller than requested bytes|ALLOC_FAILED", re.IGNORECASE
-)
-FLASH, EFFICIENT, UNFUSED = 1, 2, 16  # bits of the provider's sdpa_kernel option
 TOKEN_BUDGET = 16384  # per micro-batch; kernels reach their full rate well below it
 GRAPH_LENGTHS = (16, 32, 64)  # tokens of the captured graphs; a text takes the shortest that holds it
 N_WORKERS = 2
@@ -49,10 +35,6 @@ N_QUEUED = 4  # micro-batches that wait for the workers before the caller waits 
 SLOTS_PER_TOKEN = 2  # bounds the slots of a padded micro-batch, which attention's buffers follow, by its token budget
 
 logger = logging.getLogger(__name__)
-
-
-class DeviceMemoryError(RuntimeError):
-    """The device has too little free memory for the model or for one text."""
 
 
 class CudaSession:
@@ -81,15 +63,14 @@ class CudaSession:
         self.precision = graph.precision
         self.token_budget = token_budget or TOKEN_BUDGET
         self._path, self._spec, self._device_id = artifact.folder / graph.file, artifact.spec, device_id
-        self._errors: tuple[type[Exception], ...] = (RuntimeError, *onnxruntime_errors())
-        self._session = self._open(provider_options(device_id, memory_limit, cuda_graphs))
+        self._session = open_cuda_session(self._path, device_id, memory_limit, cuda_graphs)
         self._input_names = [value.name for value in self._session.get_inputs()]
         given = {value.name for value in self._session.get_outputs()}
         self._outputs = tuple(name for name in OUTPUTS if name in given)
         self._graphs: dict[tuple[int, tuple[Output, ...]], CapturedGraph] | None = {} if cuda_graphs else None
         self._n_workers = 1 if cuda_graphs else N_WORKERS  # a session that captures may be run from one thread only
         self._workers = Workers(self._n_workers, self.device)
-        self._worker = _Worker()
+        self._worker = _Worker(device_id)
         self._bindings: list[Any] = []  # of all workers, so that a forked process does not destroy them
         leave_to_parent(self)
         self._callers: set[int] = set()  # threads within run_all
@@ -99,25 +80,6 @@ class CudaSession:
         except BaseException:
             self.close()
             raise
-
-    def _open(self, options: dict[str, Any]) -> Any:
-        preload_libraries()
-        try:
-            session = make_session(self._path, 1, SETTINGS, providers=[(PROVIDER, options)])
-        except self._errors as error:
-            if OUT_OF_MEMORY.search(str(error)):
-                raise DeviceMemoryError(
-                    f"{self.device} has too little free memory for the weights in {self._path.parent} ({error}); free "
-                    "some, raise the memory limit, or load the model with device='cpu'"
-                ) from None
-            if UNREADABLE.search(str(error)):
-                raise ArtifactError(
-                    f"ONNX Runtime cannot read {self._path} ({error}); {verify_help(self._path)}"
-                ) from None
-            raise RuntimeError(f"{_not_loaded(self.device)}; its error: {error}") from None
-        if PROVIDER not in session.get_providers():
-            raise RuntimeError(_not_loaded(self.device))
-        return session
 
     def most_padded(self, longest: int) -> int:
         """Return how many texts of different lengths may share a micro-batch, whose padded layout is bounded."""
@@ -171,7 +133,7 @@ class CudaSession:
         if not is_caller:
             self._session = self._graphs = None
             self._bindings.clear()
-            self._worker = _Worker()
+            self._worker = _Worker(self._device_id)
 
     def _encode(self, batch: PackedBatch, outputs: tuple[Output, ...], finish: Finish) -> None:
         """Encode a micro-batch, or its halves if the device's memory does not suffice."""
@@ -193,8 +155,8 @@ class CudaSession:
         """Run a micro-batch, or return None if the device's memory does not suffice."""
         try:
             return self._run(batch, outputs)
-        except self._errors as error:
-            if not OUT_OF_MEMORY.search(str(error)):
+        except cuda_errors() as error:
+            if not is_out_of_memory(error):
                 raise
         self._worker.releases_memory = True
         return None
@@ -218,13 +180,13 @@ class CudaSession:
         binding = self._worker_binding()
         feeds = packed_feeds(batch, outputs)
         for name in self._input_names:
-            staged = self._pinned(name, feeds[name].shape, feeds[name].dtype)
+            staged = self._worker.buffers.array(name, feeds[name].shape, feeds[name].dtype)
             staged[...] = feeds[name]
             binding.bind_cpu_input(name, staged)
         arrays: Arrays = {}
         shapes = output_shapes(self._spec, n_texts, n_tokens)
         for name in outputs:
-            arrays[name] = self._pinned(name, shapes[name], np.float32)
+            arrays[name] = self._worker.buffers.array(name, shapes[name], np.float32)
             binding.bind_output(name, "cpu", 0, np.float32, shapes[name], arrays[name].ctypes.data)
         self._session.run_with_iobinding(binding, self._run_options())
         return arrays
@@ -254,15 +216,6 @@ class CudaSession:
             self._bindings.append(worker.binding)
         worker.binding.clear_binding_outputs()
         return worker.binding
-
-    def _pinned(self, name: str, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
-        """Return an array in this worker's pinned memory for an input or output."""
-        buffers = self._worker.buffers
-        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-        if name not in buffers or buffers[name].size < size:
-            buffers[name] = PinnedBuffer(self._device_id, 1 << max(16, (size - 1).bit_length()))
-        array: NDArray[Any] = buffers[name].array[:size].view(dtype).reshape(shape)
-        return array
 
     def _run_options(self) -> Any:
         """Return the options of a run without capture; the first run after running out of memory shrinks the arena."""
@@ -305,29 +258,7 @@ class CudaSession:
 class _Worker(threading.local):
     """The objects of each worker's own thread; ``releases_memory`` asks its next run to give memory back."""
 
-    def __init__(self) -> None:
+    def __init__(self, device_id: int) -> None:
         self.binding: Any = None
-        self.buffers: dict[str, PinnedBuffer] = {}
+        self.buffers = PinnedBuffers(device_id)
         self.releases_memory = False
-
-
-def provider_options(device_id: int, memory_limit: int | None = None, cuda_graphs: bool = False) -> dict[str, Any]:
-    """Return the CUDA provider's options; this module's docstring gives the reasons."""
-    limit = {} if memory_limit is None else {"gpu_mem_limit": memory_limit}
-    return {
-        "device_id": device_id,
-        "arena_extend_strategy": "kSameAsRequested",
-        "sdpa_kernel": FLASH | EFFICIENT | UNFUSED,
-        "enable_skip_layer_norm_strict_mode": 1,
-        "use_tf32": 0,
-        "enable_cuda_graph": int(cuda_graphs),
-        **limit,
-    }
-
-
-def _not_loaded(device: str) -> str:
-    return (
-        f"device {device!r} was asked for, but ONNX Runtime did not load its CUDA provider for every part of the "
-        "graph; most often a CUDA or cuDNN library is missing or of another major version (ONNX Runtime says more "
-        "above): `pip install 'bgem3[gpu]'` brings the right ones, or use device='cpu'"
-    )

@@ -8,9 +8,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal, NoReturn
 
-import numpy as np
 from tqdm import tqdm
 
+from bgem3.runtime.arguments import check_outputs
+from bgem3.runtime.arguments import check_whole_number as check_whole_number
+from bgem3.runtime.arguments import split_pairs as split_pairs
 from bgem3.runtime.artifact import TOKENIZER_FILE, Artifact, ArtifactError, read_artifact
 from bgem3.runtime.device import open_encoder
 from bgem3.runtime.encoder_session import CLOSED, EncoderSession
@@ -18,7 +20,7 @@ from bgem3.runtime.forks import check_process
 from bgem3.runtime.manifest import OUTPUTS, ModelSpec, Output
 from bgem3.runtime.packing import PackedBatch, pack, plan_batches
 from bgem3.runtime.results import ResultArrays
-from bgem3.runtime.texts import check_texts, cut_texts, rows_of
+from bgem3.runtime.texts import check_texts, cut_texts
 from bgem3.runtime.tokenizer import TextTokenizer
 from bgem3.scoring import Embeddings, Scores, Weights, hybrid
 from bgem3.scoring.hybrid import DEFAULT_WEIGHTS, check_weights
@@ -100,12 +102,8 @@ class BGEM3Model:
         DeviceMemoryError
             If the weights do not fit the device's free memory.
         """
-        whole_numbers = {
-            "n_threads": n_threads,
-            "token_budget": token_budget,
-            "device_memory_limit": device_memory_limit,
-        }
-        for name, value in whole_numbers.items():
+        limits = {"n_threads": n_threads, "token_budget": token_budget, "device_memory_limit": device_memory_limit}
+        for name, value in limits.items():
             check_whole_number(name, value)
         artifact = read_artifact(folder, check_hashes=check_hashes)
         session = open_encoder(
@@ -151,7 +149,7 @@ class BGEM3Model:
             If the model is closed, or was loaded before this process was forked.
         """
         session = self._open_session()
-        wanted = self.outputs if outputs == "all" else _check_outputs(outputs, self.outputs)
+        wanted = self.outputs if outputs == "all" else check_outputs(outputs, self.outputs)
         limit = self.spec.max_length if max_length is None else max_length
         self.tokenizer.check_max_length(limit)
         checked = check_texts(texts)
@@ -159,7 +157,7 @@ class BGEM3Model:
         # 1. `_batches` tokenizes the texts chunk by chunk, and makes room for each chunk in the result.
         # 2. It cuts each chunk into micro-batches of similar lengths, which the session runs.
         # 3. `result.add` copies the outputs of each micro-batch to the rows of its texts.
-        # Without a progress bar there is no tqdm object: an interrupt can leave its lock taken for every thread.
+        # There is a tqdm object only for a progress bar: an interrupt can leave its lock taken for every thread.
         progress = tqdm(total=len(checked), unit="text") if show_progress and sys.stderr is not None else None
         result = ResultArrays(self.spec, wanted, progress.update if progress is not None else None)
         with contextlib.nullcontext() if progress is None else progress:
@@ -266,39 +264,3 @@ class BGEM3Model:
             raise RuntimeError(CLOSED)
         check_process(self._process)
         return session
-
-
-def check_whole_number(name: str, value: object) -> None:
-    """Raise ValueError unless an argument is None or a whole number of at least 1."""
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-        raise ValueError(f"{name} must be a whole number of at least 1 or None, found {value!r}")
-
-
-def split_pairs(pairs: Iterable[tuple[str, str]]) -> tuple[list[str], list[str]]:
-    """Return the queries and the passages of pairs; an error names the pair or text that is wrong."""
-    if isinstance(pairs, str):
-        raise TypeError("pairs must be a list of (query, passage), found one str")
-    queries, passages = [], []
-    column = "zip(table['query'], table['passage'])"
-    for i, row in enumerate(rows_of(pairs, "pairs", "(query, passage)", n_dims=(1, 2), column=column)):
-        pair = row.tolist() if isinstance(row, np.ndarray) else row
-        if isinstance(pair, (str, bytes, bytearray)) or not isinstance(pair, Sequence) or len(pair) != 2:
-            raise ValueError(f"pair {i} must be (query, passage), two texts, found {pair!r:.80}")
-        queries.append(pair[0])
-        passages.append(pair[1])
-    return check_texts(queries, "query"), check_texts(passages, "passage")
-
-
-def _check_outputs(outputs: Sequence[Output], available: tuple[Output, ...]) -> tuple[Output, ...]:
-    wanted = tuple(outputs) if isinstance(outputs, Iterable) and not isinstance(outputs, str) else (outputs,)
-    unknown = [name for name in wanted if name not in OUTPUTS]
-    if unknown or not wanted:
-        raise ValueError(f"outputs must be one or more of {OUTPUTS}, found {outputs!r}")
-    missing = [name for name in OUTPUTS if name in wanted and name not in available]
-    if missing:
-        raise ValueError(
-            f"this artifact was exported without {' and '.join(missing)}, it gives {' and '.join(available)} alone; "
-            "export the checkpoint again with all outputs, and with heads_from='BAAI/bge-m3' (--heads-from) if it has "
-            "no heads of its own"
-        )
-    return tuple(name for name in OUTPUTS if name in wanted)

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from bgem3.runtime import captured_graph, cuda_runtime, ort
+from bgem3.runtime import captured_graph, cuda_provider, cuda_runtime, ort
 from bgem3.runtime import cuda_session as cuda
 from bgem3.runtime.cuda_session import CudaSession
 from bgem3.runtime.packing import PackedBatch
@@ -122,10 +122,10 @@ def ran(monkeypatch: pytest.MonkeyPatch, cudart: Cudart) -> Ran:
         return run(self, batch, outputs)
 
     monkeypatch.setattr(CudaSession, "_run", counted_run)
-    for module in (cuda, cuda_runtime):
+    for module in (cuda_provider, cuda_runtime):
         monkeypatch.setattr(module, "PROVIDER", "CPUExecutionProvider")
-    monkeypatch.setattr(cuda, "make_session", make_session)
+    monkeypatch.setattr(cuda_provider, "make_session", make_session)
     monkeypatch.setattr(captured_graph, "MEMORY", "cpu")
     monkeypatch.setattr(cuda, "TOKEN_BUDGET", 1024)  # the stand-in for attention stores all scores
-    monkeypatch.setattr(cuda, "preload_libraries", lambda: None)
+    monkeypatch.setattr(cuda_provider, "preload_libraries", lambda: None)
     return ran

@@ -8,7 +8,8 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,7 +20,7 @@ import pytest
 from onnxruntime.capi.onnxruntime_pybind11_state import RuntimeException
 
 from bgem3.export.reference import SENTENCES
-from bgem3.runtime import ArtifactError, BGEM3Model, DeviceMemoryError, ort, workers
+from bgem3.runtime import ArtifactError, BGEM3Model, DeviceMemoryError, cuda_provider, ort, workers
 from bgem3.runtime import cuda_session as cuda
 from bgem3.runtime import model as model_module
 from bgem3.runtime.cuda_session import CudaSession
@@ -31,7 +32,14 @@ from tests.runtime.cuda_stand_in import GIGABYTE, Cudart, Ran, cudart, ran  # no
 from tests.runtime.interrupting import in_thread, steps_until_done
 
 TEXTS = ["", *SENTENCES, *(" ".join(SENTENCES[:n]) for n in range(2, 12)), "What is BM25?"]
+Load = Callable[..., BGEM3Model]
 OUT_OF_MEMORY = RuntimeException("CUDA failure 2: out of memory ; GPU=0")
+
+
+@pytest.fixture
+def load(demo_artifact: Path, ran: Ran) -> Load:
+    """Load the demo artifact; "cuda" is the stand-in."""
+    return partial(BGEM3Model.load, demo_artifact)
 
 
 @pytest.fixture(scope="module")
@@ -59,8 +67,7 @@ def session_of(model: BGEM3Model) -> CudaSession:
 @pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-5), ("fp16", 3e-3)])
 @pytest.mark.parametrize("options", [{}, {"token_budget": 100}, {"cuda_graphs": True}], ids=str)
 def test_the_session_gives_what_the_cpu_gives(
-    demo_artifact: Path,
-    ran: Ran,
+    load: Load,
     expected: Embeddings,
     options: dict[str, Any],
     precision: str,
@@ -68,7 +75,7 @@ def test_the_session_gives_what_the_cpu_gives(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(model_module, "CHARACTERS_PER_CHUNK", 100)  # many chunks, which come back in order
-    with BGEM3Model.load(demo_artifact, "cuda:1", precision, **options) as model:
+    with load("cuda:1", precision, **options) as model:
         assert (model.device, model.precision) == ("cuda:1", precision)
         assert_equal(model.encode(TEXTS), expected, tolerance)
         for i in (0, 1, len(TEXTS) - 1):
@@ -78,21 +85,17 @@ def test_the_session_gives_what_the_cpu_gives(
 @pytest.mark.parametrize("outputs", [("dense",), ("sparse",), ("dense", "multivector")])
 @pytest.mark.parametrize("cuda_graphs", [False, True])
 def test_only_the_heads_asked_for_are_returned(
-    demo_artifact: Path,
-    ran: Ran,
-    expected: Embeddings,
-    outputs: tuple[Output, ...],
-    cuda_graphs: bool,
+    load: Load, expected: Embeddings, outputs: tuple[Output, ...], cuda_graphs: bool
 ) -> None:
-    with BGEM3Model.load(demo_artifact, "cuda", "fp32", cuda_graphs=cuda_graphs) as model:
+    with load("cuda", "fp32", cuda_graphs=cuda_graphs) as model:
         for rows in (slice(None), slice(1, 2)):
             found = model.encode(TEXTS[rows], outputs)
             assert found.outputs == outputs
             assert_equal(found, expected[rows])
 
 
-def test_the_provider_gets_the_options_that_the_graph_relies_on(demo_artifact: Path, ran: Ran) -> None:
-    BGEM3Model.load(demo_artifact, "cuda:1", device_memory_limit=3 * GIGABYTE).close()
+def test_the_provider_gets_the_options_that_the_graph_relies_on(load: Load, ran: Ran) -> None:
+    load("cuda:1", device_memory_limit=3 * GIGABYTE).close()
     assert ran.settings == [{"session.disable_cpu_ep_fallback": "1"}]
     assert ran.provider_options == [
         {
@@ -109,12 +112,9 @@ def test_the_provider_gets_the_options_that_the_graph_relies_on(demo_artifact: P
 
 @pytest.mark.parametrize(("cuda_graphs", "n_workers"), [(False, 2), (True, 1)])
 def test_every_worker_warms_up_with_the_largest_micro_batch(
-    demo_artifact: Path,
-    ran: Ran,
-    cuda_graphs: bool,
-    n_workers: int,
+    load: Load, ran: Ran, cuda_graphs: bool, n_workers: int
 ) -> None:
-    with BGEM3Model.load(demo_artifact, "cuda", token_budget=2000, cuda_graphs=cuda_graphs) as model:
+    with load("cuda", token_budget=2000, cuda_graphs=cuda_graphs) as model:
         # texts of 256 tokens, one of them twice as long; then the captured graphs' lengths, for two sets of heads
         assert ran.n_tokens == [1792] * n_workers + [16, 32, 64] * 2 * cuda_graphs
         model.encode(TEXTS * 4)
@@ -133,13 +133,9 @@ def test_every_worker_warms_up_with_the_largest_micro_batch(
     ids=str,
 )
 def test_out_of_memory_halves_the_micro_batch_and_the_budget(
-    demo_artifact: Path,
-    ran: Ran,
-    expected: Embeddings,
-    caplog: pytest.LogCaptureFixture,
-    error: Exception,
+    load: Load, ran: Ran, expected: Embeddings, caplog: pytest.LogCaptureFixture, error: Exception
 ) -> None:
-    with BGEM3Model.load(demo_artifact, "cuda", "fp32") as model:
+    with load("cuda", "fp32") as model:
         ran.n_tokens.clear()
         ran.error = lambda n_tokens: error if n_tokens > 600 else None
         with caplog.at_level(logging.WARNING):
@@ -153,14 +149,14 @@ def test_out_of_memory_halves_the_micro_batch_and_the_budget(
         assert max(ran.n_tokens) <= 1200, "the lower budget stays"
 
 
-def test_the_token_budget_falls_to_what_the_warm_up_fits_in_memory(demo_artifact: Path, ran: Ran) -> None:
+def test_the_token_budget_falls_to_what_the_warm_up_fits_in_memory(load: Load, ran: Ran) -> None:
     ran.error = lambda n_tokens: OUT_OF_MEMORY if n_tokens > 600 else None
-    with BGEM3Model.load(demo_artifact, "cuda", token_budget=2000) as model:
+    with load("cuda", token_budget=2000) as model:
         assert 300 <= session_of(model).token_budget <= 1200
 
 
-def test_out_of_memory_on_one_text_names_its_length(demo_artifact: Path, ran: Ran) -> None:
-    with BGEM3Model.load(demo_artifact, "cuda") as model:
+def test_out_of_memory_on_one_text_names_its_length(load: Load, ran: Ran) -> None:
+    with load("cuda") as model:
         ran.error = lambda n_tokens: OUT_OF_MEMORY if n_tokens > 100 else None
         words = r"cuda:0 ran out of memory \(8.59 of 17.18 GB free\) on one text of 203 tokens; .*max_length"
         with pytest.raises(DeviceMemoryError, match=words):
@@ -169,11 +165,8 @@ def test_out_of_memory_on_one_text_names_its_length(demo_artifact: Path, ran: Ra
         assert len(model.encode(TEXTS[:3])) == 3, "the model can still be used"
 
 
-def test_another_error_is_not_retried_and_stops_the_micro_batches_that_wait(
-    demo_artifact: Path,
-    ran: Ran,
-) -> None:
-    with BGEM3Model.load(demo_artifact, "cuda", token_budget=60) as model:
+def test_another_error_is_not_retried_and_stops_the_micro_batches_that_wait(load: Load, ran: Ran) -> None:
+    with load("cuda", token_budget=60) as model:
         ran.n_tokens.clear()
         ran.error = lambda n_tokens: RuntimeException("CUDA failure 700: an illegal memory access was encountered")
         with pytest.raises(RuntimeException, match="illegal"):
@@ -186,20 +179,18 @@ def test_another_error_is_not_retried_and_stops_the_micro_batches_that_wait(
 
 
 def test_weights_that_do_not_fit_the_device_are_told_from_a_damaged_file(
-    demo_artifact: Path,
-    ran: Ran,
-    monkeypatch: pytest.MonkeyPatch,
+    load: Load, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: Any, **__: Any) -> None:
         raise RuntimeException("Failed to allocate memory of size 7")
 
-    monkeypatch.setattr(cuda, "make_session", fail)
+    monkeypatch.setattr(cuda_provider, "make_session", fail)
     with pytest.raises(DeviceMemoryError, match=r"cuda:0 has too little free memory for the weights in .*fp16"):
-        BGEM3Model.load(demo_artifact, "cuda")
+        load("cuda")
 
 
-def test_pinned_memory_is_reused_and_given_back(demo_artifact: Path, ran: Ran, cudart: Cudart) -> None:
-    with BGEM3Model.load(demo_artifact, "cuda") as model:
+def test_pinned_memory_is_reused_and_given_back(load: Load, cudart: Cudart) -> None:
+    with load("cuda") as model:
         pinned = dict(cudart.pinned)
         assert len(pinned) == 2 * (8 + 3)  # each worker's inputs and outputs
         model.encode(TEXTS)
@@ -208,11 +199,8 @@ def test_pinned_memory_is_reused_and_given_back(demo_artifact: Path, ran: Ran, c
     assert not cudart.pinned
 
 
-def test_an_interrupt_at_any_step_of_a_call_leaves_the_workers_to_the_others(
-    demo_artifact: Path,
-    ran: Ran,
-) -> None:
-    with BGEM3Model.load(demo_artifact, "cuda", "fp32", token_budget=40) as model:
+def test_an_interrupt_at_any_step_of_a_call_leaves_the_workers_to_the_others(load: Load) -> None:
+    with load("cuda", "fp32", token_budget=40) as model:
         session, batch = session_of(model), session_of(model)._filler(np.array([16]))
 
         def call() -> int:
@@ -229,12 +217,9 @@ def test_an_interrupt_at_any_step_of_a_call_leaves_the_workers_to_the_others(
 
 @pytest.mark.parametrize("token_budget", [60, 2000])
 def test_closing_ends_the_callers_with_their_present_micro_batch(
-    demo_artifact: Path,
-    ran: Ran,
-    expected: Embeddings,
-    token_budget: int,
+    load: Load, expected: Embeddings, token_budget: int
 ) -> None:
-    model = BGEM3Model.load(demo_artifact, "cuda", "fp32", token_budget=token_budget)
+    model = load("cuda", "fp32", token_budget=token_budget)
     n_encoded = [0] * 4
 
     def encode_until_closed(i: int) -> str:
@@ -255,12 +240,8 @@ def test_closing_ends_the_callers_with_their_present_micro_batch(
     model.close()
 
 
-def test_a_handler_that_interrupts_encode_may_close_the_model_but_not_encode(
-    demo_artifact: Path,
-    ran: Ran,
-    cudart: Cudart,
-) -> None:
-    model = BGEM3Model.load(demo_artifact, "cuda", "fp32")
+def test_a_handler_that_interrupts_encode_may_close_the_model_but_not_encode(load: Load, cudart: Cudart) -> None:
+    model = load("cuda", "fp32")
     session = session_of(model)
     batch = session._filler(np.array([16]))
 
@@ -280,9 +261,9 @@ def test_a_handler_that_interrupts_encode_may_close_the_model_but_not_encode(
     assert not cudart.pinned
 
 
-def test_a_model_that_is_dropped_ends_its_workers(demo_artifact: Path, ran: Ran, cudart: Cudart) -> None:
+def test_a_model_that_is_dropped_ends_its_workers(load: Load, cudart: Cudart) -> None:
     n_threads = threading.active_count()
-    model = BGEM3Model.load(demo_artifact, "cuda", "fp32")
+    model = load("cuda", "fp32")
     model.encode(TEXTS)
     assert threading.active_count() == n_threads + 2
     del model
@@ -291,8 +272,8 @@ def test_a_model_that_is_dropped_ends_its_workers(demo_artifact: Path, ran: Ran,
     assert not cudart.pinned
 
 
-def test_captured_graphs_are_kept_by_length_and_heads(demo_artifact: Path, ran: Ran) -> None:
-    with BGEM3Model.load(demo_artifact, "cuda", cuda_graphs=True) as model:
+def test_captured_graphs_are_kept_by_length_and_heads(load: Load, ran: Ran) -> None:
+    with load("cuda", cuda_graphs=True) as model:
         ran.run_options.clear()
         for outputs in (("dense",), OUTPUTS):
             for text in ("What is BM25?", "What is BGE M3?", "honey " * 20):
@@ -304,15 +285,12 @@ def test_captured_graphs_are_kept_by_length_and_heads(demo_artifact: Path, ran: 
 
 
 def test_auto_takes_the_device_that_there_is_and_says_so(
-    demo_artifact: Path,
-    ran: Ran,
-    cudart: Cudart,
-    caplog: pytest.LogCaptureFixture,
+    load: Load, cudart: Cudart, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO):
-        BGEM3Model.load(demo_artifact).close()
+        load().close()
         cudart.n_devices = None
-        BGEM3Model.load(demo_artifact).close()
+        load().close()
     reason = "counting CUDA devices failed: cudaErrorInsufficientDriver"
     messages = [record.message for record in caplog.records if record.message.startswith("device")]
     assert messages == [
@@ -366,7 +344,7 @@ def test_a_cuda_library_that_does_not_load_is_an_error_and_never_the_cpu(
         return SimpleNamespace(get_providers=lambda: ["CPUExecutionProvider"])
 
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
-    monkeypatch.setattr(cuda, "make_session", without_provider)
+    monkeypatch.setattr(cuda_provider, "make_session", without_provider)
     with pytest.raises(RuntimeError, match=r"'cuda:0' was asked for, but .* did not load its CUDA provider .*cuDNN"):
         BGEM3Model.load(demo_artifact, "cuda")
 
@@ -377,11 +355,7 @@ def test_options_of_cuda_are_refused_on_cpu(demo_artifact: Path, option: dict[st
         BGEM3Model.load(demo_artifact, "cpu", **option)
 
 
-def test_an_artifact_without_cuda_graphs_says_what_it_has(
-    demo_artifact: Path,
-    ran: Ran,
-    tmp_path: Path,
-) -> None:
+def test_an_artifact_without_cuda_graphs_says_what_it_has(demo_artifact: Path, ran: Ran, tmp_path: Path) -> None:
     folder = shutil.copytree(demo_artifact, tmp_path / "artifact")
     manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     manifest["graphs"] = [graph for graph in manifest["graphs"] if graph["device"] == "cpu"]

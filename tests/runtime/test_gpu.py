@@ -17,8 +17,9 @@ from bgem3.runtime import BGEM3Model, DeviceMemoryError
 from bgem3.runtime.artifact import read_artifact
 from bgem3.runtime.bench import ExactTexts
 from bgem3.runtime.cuda_feeds import packed_feeds
+from bgem3.runtime.cuda_provider import SETTINGS, provider_options
 from bgem3.runtime.cuda_runtime import device_memory, preload_libraries, why_unavailable
-from bgem3.runtime.cuda_session import SETTINGS, CudaSession, provider_options
+from bgem3.runtime.cuda_session import CudaSession
 from bgem3.runtime.heads import OUTPUTS
 from bgem3.runtime.packing import pack
 from bgem3.runtime.parity import check_parity
