@@ -27,7 +27,8 @@ A product multiplies rows (T, K) by a weight (K, N): T tokens, K inputs, N outpu
     task    the piece of a product or of attention that a thread computes in one call.
     excess  the amount by which int8 weights exceed what AVX2 multiplies without overflow. It is multiplied separately.
 
-Inputs beyond K and columns beyond N are padded with zeros. LANES float32 values fill a vector; WIDTH is a multiple. */
+Inputs beyond K and columns beyond N are padded with zeros. A vector has LANES float32 values, a panel's width N_VECTORS
+vectors: WIDTH is LANES * N_VECTORS. */
 
 #ifndef BGEM3_KERNELS_H
 #define BGEM3_KERNELS_H
@@ -35,7 +36,7 @@ Inputs beyond K and columns beyond N are padded with zeros. LANES float32 values
 #include <stdbool.h>
 #include <stdint.h>
 
-/* Every value may be changed. The compiler refuses a value that does not fit the others, and says what to change. */
+/* The sizes. The code adapts to a changed value, or the compiler refuses it and says what to change with it. */
 enum {
     MAX_ROWS = 6,            /* rows of a strip: 6 x 4 vectors fit AVX-512's 32 registers, 6 x 2 fit AVX2's 16 */
     ROWS_PER_TASK = 48,      /* bounds a product's rows per task; their strips stay in the second-level cache */
@@ -50,7 +51,7 @@ enum {
     MAX_HEAD_SIZE = 128,   /* bounds the dimensions of an attention head; a task must fit SCRATCH_BYTES */
     MAX_THREADS = 1 << 16, /* bounds `bgem3.n_threads`; no machine has more */
 
-    INPUTS_PER_BLOCK = 128, /* inputs per block; `export` rounds weights for blocks of this size */
+    INPUTS_PER_BLOCK = 128, /* inputs per block; `export` must round weights for the same number */
     GROUP = 4,              /* inputs per group: the instructions' number */
 };
 
