@@ -2,19 +2,18 @@
 
 A product multiplies rows (T, K) by a weight (K, N): T tokens, K inputs, N outputs. All matrices are row-major.
 
-                weight (K, N)                                  rows (T, K), quantized
+                 weight (K, N)                             rows (T, K), quantized
 
-              panel       panel                         block                    block
-           <- WIDTH ->                           <- INPUTS_PER_BLOCK ->
-          +-----------+-----------+-- -         +----+----+-- -- --+----+----+----+-- -- -
-    group | 4 inputs  |           |             |    |    |        |    |    |    |
-          +-----------+-----------+-- -   strip |    |    |        |    |    |    |        MAX_ROWS rows
-    group | 4 inputs  |           |             |    |    |        |    |    |    |
-          +-----------+-----------+-- -         +----+----+-- -- --+----+----+----+-- -- -
-          :           :           :             |    |    |        |    |    |    |
-          +-----------+-----------+-- -   strip |    |    |        |    |    |    |        MAX_ROWS rows
-          a few blocks of a panel: a part       :    :    :        :    :    :    :
-                                                 group group
+                panel       panel                              block              block
+             <- WIDTH ->                              <- INPUTS_PER_BLOCK ->
+            +-----------+-----------+- -             +-------+-------+- - --+-------+- -
+      group | 4 inputs  |           |          strip | group | group |      |       |     MAX_ROWS rows
+            +-----------+-----------+- -             +-------+-------+- - --+-------+- -
+      group | 4 inputs  |           |          strip |       |       |      |       |     MAX_ROWS rows
+            +-----------+-----------+- -             +-------+-------+- - --+-------+- -
+            :           :           :                :       :       :      :       :
+            +===========+===========+= =  end of a part, which is some blocks of a panel
+            :           :           :
 
     panel   WIDTH columns of a weight that lie together: int8 (K / 4, WIDTH, 4), float16 (K, WIDTH).
     group   4 consecutive inputs of int8 weights. An instruction multiplies a group by 4 weights of a column.

@@ -6,8 +6,7 @@
 #include "kernels.h"
 #include "onnxruntime.h"
 
-/* An operator as it is registered for a session. ONNX Runtime passes a pointer to `base`, which is first, back to us.
- */
+/* An operator as it is registered for a session. `base` is first: ONNX Runtime passes its address back to us. */
 struct bgem3_op {
     struct custom_op base;
     enum weight_type weight_type; /* Linear's */

@@ -20,7 +20,7 @@ from tests.kernels.cpu_kernels import supported_kernels
 Array = NDArray[Any]
 
 N_EXAMPLES = int(os.environ.get("BGEM3_TEST_EXAMPLES", 20))
-examples = settings(max_examples=N_EXAMPLES, deadline=None, derandomize=N_EXAMPLES == 20)
+examples = settings(max_examples=N_EXAMPLES, deadline=None, derandomize=N_EXAMPLES <= 20)
 """How hypothesis tests an operator: a few examples, always the same ones, or many random ones."""
 
 LIBRARY = os.environ.get("BGEM3_TEST_LIBRARY") or library()
@@ -112,7 +112,7 @@ def attention_formula(qkv: Array, limits: list[int], n_heads: int) -> Array:
     """Return softmax attention within each text, in float64."""
     shape = (len(qkv), 3, n_heads, qkv.shape[1] // (3 * n_heads))
     q, k, v = qkv.astype(np.float64).reshape(shape).transpose(1, 2, 0, 3)  # (n_heads, T, size)
-    context = np.zeros_like(q)
+    context: Array = np.zeros_like(q)
     with np.errstate(invalid="ignore"):  # infinity minus infinity
         for start, stop in itertools.pairwise(limits):
             text = slice(start, stop)

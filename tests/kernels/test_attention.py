@@ -28,7 +28,7 @@ def test_attention_is_softmax_within_each_text(lengths: list[int], n_heads: int,
 
 
 @all_kernels
-@pytest.mark.parametrize(("lengths", "size"), [([300, 1, 600], 64), ([449], 128)])
+@pytest.mark.parametrize(("lengths", "size"), [([260, 1, 300], 64), ([270], 128)])
 def test_long_texts_have_the_same_bits_alone_and_beside_others(kernels: str, lengths: list[int], size: int) -> None:
     limits = np.cumsum([0, *lengths]).tolist()
     qkv = random_states(limits[-1], 1, size)
@@ -49,14 +49,14 @@ def test_scores_may_be_far_apart(kernels: str) -> None:
 
 @all_kernels
 @pytest.mark.parametrize("part", [0, 1, 2], ids=["query", "key", "value"])
-@pytest.mark.parametrize(("value", "token"), [(np.nan, 0), (np.inf, 299), (-np.inf, 570)])
+@pytest.mark.parametrize(("value", "token"), [(np.nan, 0), (np.inf, 10), (-np.inf, 269)])
 def test_values_that_are_not_finite_give_what_softmax_gives(kernels: str, part: int, value: float, token: int) -> None:
-    limits, n_heads, size = [0, 40, 300, 580], 2, 20
-    qkv = random_states(580, n_heads, size)
+    limits, n_heads, size = [0, 10, 270, 275], 2, 20  # 260 tokens are more than a chunk
+    qkv = random_states(275, n_heads, size)
     plain = attend(qkv, limits, n_heads, kernels)
-    qkv.reshape(580, 3, n_heads, size)[token, part, 1, 3] = value
+    qkv.reshape(275, 3, n_heads, size)[token, part, 1, 3] = value
     found, expected = attend(qkv, limits, n_heads, kernels), attention_formula(qkv, limits, n_heads)
-    changed = np.zeros((580, n_heads * size), bool)
+    changed = np.zeros((275, n_heads * size), bool)
     start = max(limit for limit in limits if limit <= token)
     changed[start : limits[limits.index(start) + 1], size:] = True
     assert not np.isfinite(expected[changed]).all()

@@ -1,5 +1,7 @@
 """Linear against NumPy, on all kernels that this CPU has."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -31,7 +33,7 @@ def check_int8(shape: tuple[int, int, int], seed: int) -> None:
     weight = random_weight(rng, n_inputs, n_outputs)
     levels, input_scales = quantize(rows * smoothing)
     expected = (levels * input_scales.astype(np.float64)) @ weight * scales + bias + residual
-    options = {"scales": scales, "bias": bias, "smoothing": smoothing, "residual": residual}
+    options: dict[str, Any] = {"scales": scales, "bias": bias, "smoothing": smoothing, "residual": residual}
     found = [linear(rows, weight, kernels, **options) for kernels in KERNELS]
     np.testing.assert_allclose(found[0], expected, rtol=1e-6, atol=2e-5)
     for other in found[1:]:
@@ -46,7 +48,7 @@ def test_int8_products_are_their_formula_with_the_same_bits_on_all_kernels(
     check_int8(shape, seed)
 
 
-@pytest.mark.parametrize("shape", [(51, 2900, 70), (97, 8192, 1)])
+@pytest.mark.parametrize("shape", [(51, 2900, 70), (49, 8192, 1)])
 def test_int8_products_of_many_inputs_are_their_formula(shape: tuple[int, int, int]) -> None:
     check_int8(shape, seed=0)
 
