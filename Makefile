@@ -36,9 +36,10 @@ test-stress: setup ## races, kills and interrupts, hundreds of times (about ten 
 test-gpu: setup ## the tests that need a CUDA device (make clean first, then DEVICE=gpu)
 	$(BIN)/python -m pytest -m gpu
 
-lint: setup ## ruff: lint and format
+lint: setup ## ruff and clang-format: lint and format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror runtime/kernels/*.[ch] runtime/kernels/*.inl tests/kernels/*.c
 
 types: setup ## mypy, strict
 	mkdir -p .types/bgem3

@@ -1,4 +1,4 @@
-/* AVX-512 with VNNI: sums of four uint8 x int8 products in int32, which cannot overflow. */
+/* The kernels for AVX-512 with VNNI, which adds four products of bytes in int32. */
 
 #if defined(__x86_64__)
 #ifdef __clang__
@@ -11,8 +11,6 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#define NAME avx512vnni_kernels
-#define LABEL "AVX-512 VNNI"
 #define LANES 16
 #define N_VECTORS 4
 #define SATURATES 0
@@ -41,7 +39,17 @@ static inline floats load_halves(const uint16_t *halves) {
 
 static inline floats maximum(floats a, floats b) { return (floats)_mm512_max_ps(a, b); }
 
-#include "kernels.inl"
+#include "linear.inl"
+#include "attention.inl"
+
+const struct kernels avx512vnni_kernels = {
+    .name = "AVX-512 VNNI",
+    .panel_width = WIDTH,
+    .is_supported = is_supported,
+    .pack = pack,
+    .multiply = multiply,
+    .attend = attend,
+};
 
 #ifdef __clang__
 #pragma clang attribute pop

@@ -23,9 +23,9 @@ typedef struct {
     const char *(*get_version)(void);
 } OrtApiBase;
 
-enum { INVALID_ARGUMENT = 2, RUNTIME_EXCEPTION = 6 }; /* OrtErrorCode */
+enum { INVALID_ARGUMENT = 2, RUNTIME_EXCEPTION = 6 };  /* OrtErrorCode */
 enum { FLOAT = 1, INT8 = 3, INT64 = 7, FLOAT16 = 10 }; /* ONNXTensorElementDataType */
-enum { REQUIRED = 0, OPTIONAL = 1 };                  /* OrtCustomOpInputOutputCharacteristic */
+enum { REQUIRED = 0, OPTIONAL = 1 };                   /* OrtCustomOpInputOutputCharacteristic */
 
 #define ORT_FUNCTIONS(FUNCTION)                                                                                        \
     FUNCTION(0, OrtStatus *, create_status, (int code, const char *message))                                           \
@@ -58,6 +58,13 @@ enum { REQUIRED = 0, OPTIONAL = 1 };                  /* OrtCustomOpInputOutputC
         (const OrtKernelContext *context, void (*run)(void *data, size_t index), size_t n, size_t n_batches,           \
          void *data)                                                                                                   \
     )
+
+#define MEMBER(place, type, name, arguments) type(*name) arguments;
+
+/* The functions, once a session has registered the operators. */
+extern struct ort_functions {
+    ORT_FUNCTIONS(MEMBER)
+} ort;
 
 /* `struct OrtCustomOp` of version 22: what ONNX Runtime asks of an operator. */
 struct custom_op {

@@ -1,12 +1,10 @@
-/* The layout of AVX-512 VNNI in plain C: what the tests run everywhere. */
+/* The kernels in plain C, with the vectors of AVX-512 VNNI. Tests compare the others with them. */
 
 #include <math.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <string.h>
 
-#define NAME portable_kernels
-#define LABEL "portable"
 #define LANES 16
 #define N_VECTORS 4
 #define SATURATES 0
@@ -41,8 +39,8 @@ static inline floats multiply_add(floats a, floats b, floats c) {
     return c;
 }
 
-/* float16 has 5 bits of exponent: times 2^112, the bits of its exponent and fraction are those of a float32. Where they
-are all ones, for infinity and NaN, so are float32's. */
+/* Put the bits of a float16 where a float32 has them. float32's exponent is larger by 112, so multiply by 2^112. An
+exponent of ones means infinity or NaN in both. */
 static inline floats load_halves(const uint16_t *halves) {
     floats vector;
     for (int i = 0; i < LANES; i++) {
@@ -60,4 +58,14 @@ static inline floats maximum(floats a, floats b) {
     return a;
 }
 
-#include "kernels.inl"
+#include "linear.inl"
+#include "attention.inl"
+
+const struct kernels plain_kernels = {
+    .name = "portable",
+    .panel_width = WIDTH,
+    .is_supported = is_supported,
+    .pack = pack,
+    .multiply = multiply,
+    .attend = attend,
+};
