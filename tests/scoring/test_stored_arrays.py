@@ -586,7 +586,7 @@ def with_indptr(*indptr: int) -> csr_array:
 )
 def test_a_matrix_with_indices_out_of_range_is_refused_by_every_score(worker: Worker, matrix: Any) -> None:
     assert worker.outcome(use_matrix, matrix).startswith(
-        "ValueError: sparse weights must be a sound (texts, vocabulary)"
+        "ValueError: sparse weights must be a valid (texts, vocabulary)"
     )
 
 
