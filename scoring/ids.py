@@ -1,7 +1,7 @@
 """Ids of texts: plain Python numbers and strings, or one array of them."""
 
 import operator
-from collections.abc import Iterable, Mapping, Sequence, Sized
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from typing import Any
 from uuid import UUID
@@ -41,9 +41,7 @@ def plain_ids(ids: Iterable[Any] | None, n_texts: int, rule: str = EITHER) -> Se
     except TypeError as error:
         raise ValueError(f"ids must be a list of one id per text, found {type(ids).__name__} {ids!r:.80}") from error
     if len(found) != n_texts:
-        number: int | str = len(found)
-        if len(found) > n_texts:
-            number = len(ids) if isinstance(ids, Sized) else f"more than {n_texts}"
+        number = len(found) if len(found) < n_texts else f"more than {n_texts}"
         raise ValueError(f"ids must be one per text, found {number} for {n_texts} texts")
     return [_plain(value, position, rule) for position, value in enumerate(found)]
 

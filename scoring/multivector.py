@@ -21,8 +21,8 @@ def multivector_scores(
     """Score every query with every passage: ``s(q, p) = (1/N) Σ_i max_j E_q[i] · E_p[j]``, N the query's vectors.
 
     Source: arXiv 2402.03216, section 3.2. No padding takes part: a passage's maximum is taken over its own vectors.
-    The maximum over no vectors is ``-inf``, so a passage without vectors, or with all of them masked, scores ``-inf``.
-    A query without vectors scores 0 with everything.
+    A passage without vectors, or with all of them masked, scores ``-inf``: the maximum over no vectors. A query without
+    vectors scores 0 with everything.
 
     Parameters
     ----------
@@ -31,8 +31,7 @@ def multivector_scores(
     passages : P float arrays (M_j, D), or MultiVectors
         Rows of unit length; MultiVectors may also store int8.
     passage_mask : bool array (M,)
-        One value per passage vector, in order; False excludes a vector from the maximum. None includes all.
-        To exclude vectors of a query, do not pass them.
+        One value per passage vector, in order; False excludes a vector from the maximum, None includes all.
     memory_budget : int
         Bytes that temporary arrays may take together; at least what blocks of 16 vectors need.
 
@@ -57,13 +56,12 @@ def multivector_scores(
     query_vectors, passage_vectors = _check(queries, passages, passage_mask)
     scores = np.zeros((len(query_vectors), len(passage_vectors)), np.float32)
     n_rows = block_rows(passage_vectors.packed.shape[1], memory_budget)
-    n_query_rows, mask = len(query_vectors.packed), passage_mask
-    for q_first in range(0, n_query_rows, n_rows):
-        q_last = min(q_first + n_rows, n_query_rows)
+    for q_first in range(0, len(query_vectors.packed), n_rows):
+        q_last = min(q_first + n_rows, len(query_vectors.packed))
         block = query_vectors.rows(q_first, q_last)
         q_texts, q_starts = _segments(query_vectors.offsets, q_first, q_last)
         for first, last in _runs(passage_vectors.offsets, n_rows):
-            best = _best_in_run(block, passage_vectors, first, last, n_rows, mask)  # (query vectors, texts of the run)
+            best = _best_in_run(block, passage_vectors, first, last, n_rows, passage_mask)
             scores[q_texts, first:last] += np.add.reduceat(best, q_starts, axis=0)
     scores /= np.maximum(np.diff(query_vectors.offsets), 1)[:, None]
     return scores
@@ -83,8 +81,7 @@ def multivector_pair_scores(
 
     Returns
     -------
-    float32 array (N,)
-        ``-inf`` for a passage and 0 for a query without vectors.
+    float32 array (N,); ``-inf`` for a passage and 0 for a query without vectors
 
     Raises
     ------
@@ -121,16 +118,15 @@ def multivector_candidate_scores(
 ) -> NDArray[np.float32]:
     """Score one query with some of the passages: ``(1/N) Σ_i max_j E_q[i] · E_p[j]`` (arXiv 2402.03216, section 3.2).
 
-    Only the candidates' vectors are read, and they are not copied together first.
+    Only the candidates' vectors are read.
 
     Parameters
     ----------
     query_vectors : float32 array (N, D)
         The query's vectors.
     passages : MultiVectors
-        P passages.
     index : int64 array (C,)
-        Positions of the C candidates.
+        Positions of the C candidates in ``passages``.
 
     Returns
     -------

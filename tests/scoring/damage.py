@@ -17,7 +17,7 @@ from bgem3.scoring import (
     sparse_pair_scores,
     sparse_scores,
 )
-from bgem3.scoring.searcher import BYS
+from bgem3.scoring.corpus import BYS
 from tests.scoring.corpus import make_embeddings
 
 N_TEXTS = 6

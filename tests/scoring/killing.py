@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from bgem3.scoring import Embeddings, HybridSearcher, atomic_files
+from bgem3.scoring import Embeddings, HybridSearcher, file_system
 from bgem3.scoring.atomic_files import recover, remove, whole_folder
 from bgem3.scoring.storage import INDEX, LOCK
 from tests.paths import ROOT
@@ -70,8 +70,8 @@ def read_index(path: Path) -> int:
     version = int(found.ids[0]) // 1000
     expected = content(version)
     assert found.ids.tolist() == [1000 * version + i for i in range(len(expected))]
-    np.testing.assert_array_equal(found._segments[0].dense, expected.dense)
-    np.testing.assert_array_equal(found._segments[0].multivector.packed, expected.multivector.packed)
+    np.testing.assert_array_equal(found._corpus.segments[0].dense, expected.dense)
+    np.testing.assert_array_equal(found._corpus.segments[0].multivector.packed, expected.multivector.packed)
     return version
 
 
@@ -89,7 +89,7 @@ def append_index(path: Path, version: int) -> None:
 def read_appended(path: Path) -> int:
     found = HybridSearcher.open(path)
     expected = Embeddings.concatenate([make_embeddings(i, 1) for i in range(len(found))])
-    np.testing.assert_array_equal(np.concatenate([segment.dense for segment in found._segments]), expected.dense)
+    np.testing.assert_array_equal(np.concatenate([segment.dense for segment in found._corpus.segments]), expected.dense)
     return len(found) - 1
 
 
@@ -112,7 +112,7 @@ def read_folder(path: Path) -> int:
 
 def save_folder_in_two_steps(path: Path, version: int) -> None:
     """Write a folder where the system cannot exchange two."""
-    atomic_files._rename = lambda *_: False
+    file_system._renameat2 = lambda *_: False
     save_folder(path, version)
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from bgem3.runtime.bench_report import BenchReport
 from bgem3.runtime.writers import write_file
-from bgem3.scoring import Embeddings, atomic_files, tune_weights
+from bgem3.scoring import Embeddings, atomic_files, file_system, tune_weights
 from bgem3.scoring.atomic_files import recover, whole_file, whole_folder
 from tests.scoring.corpus import make_embeddings
 from tests.scoring.killing import read_folder, save_folder, stop_saves
@@ -271,7 +271,7 @@ def test_writers_of_one_target_at_once_do_not_remove_each_others_files(tmp_path:
 
 
 def cannot_exchange(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(atomic_files, "_rename", lambda *_: False)
+    monkeypatch.setattr(file_system, "_renameat2", lambda *_: False)
 
 
 @pytest.fixture(params=["exchange", "two steps"])

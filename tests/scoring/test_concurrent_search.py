@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from bgem3.scoring import HybridSearcher, SearchResults
-from bgem3.scoring.searcher import BYS
+from bgem3.scoring.corpus import BYS
 from tests.scoring.corpus import make_embeddings
 
 QUERIES = make_embeddings(99, 4)

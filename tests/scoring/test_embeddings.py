@@ -106,7 +106,7 @@ def test_loading_refuses_what_is_missing_damaged_or_of_another_kind(tmp_path: Pa
     with pytest.raises(ValueError, match=r"dense.npy is damaged .* save it again"):
         Embeddings.load(folder)
     dense.unlink()
-    with pytest.raises(ValueError, match=r"its index gives \['dense', .*its part holds \['sparse', 'multivector'\]"):
+    with pytest.raises(ValueError, match=r"its index lists \['dense', .*its part has \['sparse', 'multivector'\]"):
         Embeddings.load(folder)
     embeddings.save(folder)
     (sparse,) = folder.glob("*/sparse_indptr.npy")

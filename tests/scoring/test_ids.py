@@ -116,7 +116,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "number": (lambda: 5, "found int 5"),
     "a table's columns": (lambda: pyarrow.table({"id": [1, 2]}), "one per text, found 1 for 2 texts"),
     "too few": (lambda: [1], "one per text, found 1 for 2 texts"),
-    "too many": (lambda: [1, 2, 3], "one per text, found 3 for 2 texts"),
+    "too many": (lambda: [1, 2, 3], "one per text, found more than 2 for 2 texts"),
     "none of a generator": (lambda: iter(()), "one per text, found 0 for 2 texts"),
     "without end": (infinite, "one per text, found more than 2 for 2 texts"),
 }

@@ -16,11 +16,11 @@ from bgem3.scoring import (
     dense_scores,
     hybrid_scores,
     multivector_scores,
-    searcher,
+    corpus,
     sparse_scores,
 )
 from bgem3.scoring.ranking import top_k
-from bgem3.scoring.searcher import BYS, By
+from bgem3.scoring.corpus import BYS, By
 from bgem3.scoring.token_vectors import STORAGES, Storage
 from tests.scoring.corpus import make_embeddings
 
@@ -64,7 +64,7 @@ def test_top_k_equals_sorting_ties_by_column(rows: list[list[float]], k: int) ->
     n_candidates=st.integers(5, 8),
     by=st.sampled_from(BYS),
     storage=st.sampled_from(STORAGES),
-    budget=st.sampled_from([1, searcher.MEMORY_BUDGET]),
+    budget=st.sampled_from([1, corpus.MEMORY_BUDGET]),
 )
 @settings(max_examples=100, deadline=None)
 def test_search_equals_scoring_everything_and_sorting_in_plain_python(
@@ -77,7 +77,7 @@ def test_search_equals_scoring_everything_and_sorting_in_plain_python(
         built.append(part)
     assert len(built) == len(passages)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(searcher, "MEMORY_BUDGET", budget)
+        patch.setattr(corpus, "MEMORY_BUDGET", budget)
         found = built.search(queries, k, WEIGHTS, candidates=n_candidates, by=by)
     assert found.index.shape == (n_queries, min(k, len(passages)))
     stored, error = passages.multivector.stored_as(storage)
@@ -107,7 +107,7 @@ def test_a_saved_searcher_gives_the_same_bits_and_takes_more_passages(tmp_path: 
     opened = HybridSearcher.open(tmp_path / "index")
     for saved in (built, opened):
         assert_same_results(saved.search(queries), before)
-        assert not saved._segments[0].dense.flags.owndata, "what is saved is mapped, not held"
+        assert not saved._corpus.segments[0].dense.flags.owndata, "what is saved is mapped, not held"
     assert before.ids[0, 0] == f"p{before.index[0, 0]}"
     first_part = {path: path.stat().st_mtime_ns for path in (tmp_path / "index").rglob("*.npy")}
     opened.append(more, [f"q{i}" for i in range(30)])
