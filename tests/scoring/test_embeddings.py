@@ -2,7 +2,6 @@
 
 import json
 import os
-import pickle
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from tests.runtime.flagembedding.comparison import assert_same
 from tests.scoring.corpus import make_embeddings
 
 FOLDER_AND_FILE = pytest.mark.parametrize("name", ["saved", "saved.npz"])
-quick = settings(max_examples=50, deadline=None)
+quick = settings(max_examples=20, deadline=None)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -127,16 +126,6 @@ def test_loading_refuses_what_is_missing_damaged_or_of_another_kind(tmp_path: Pa
         embeddings.save(tmp_path / "other")
 
 
-def test_nothing_is_unpickled(tmp_path: Path) -> None:
-    with (tmp_path / "pickled.npz").open("wb") as file:
-        pickle.dump({"n_tokens": 1}, file)
-    with pytest.raises(ValueError, match="pickle"):
-        Embeddings.load(tmp_path / "pickled.npz")
-    np.savez(tmp_path / "objects.npz", n_tokens=np.array([{}]))
-    with pytest.raises(ValueError, match="allow_pickle"):
-        Embeddings.load(tmp_path / "objects.npz")
-
-
 def test_concatenation_refuses_parts_that_do_not_belong_together() -> None:
     full = make_embeddings(0, 2)
     dense = Embeddings(n_tokens=full.n_tokens, truncated=full.truncated, dense=full.dense)
@@ -146,3 +135,33 @@ def test_concatenation_refuses_parts_that_do_not_belong_together() -> None:
         Embeddings.concatenate([])
     with pytest.raises(ValueError, match=r"one storage and width, found .*float16"):
         MultiVectors.concatenate([full.multivector, full.multivector.stored_as("float16")[0]])
+
+
+def test_only_encoded_outputs_are_in_the_payloads() -> None:
+    full = make_embeddings(2, 4)
+    dense = Embeddings(n_tokens=full.n_tokens, truncated=full.truncated, dense=full.dense)
+    assert dense.to_qdrant()[3]["vector"].keys() == {"dense"}
+    assert dense.to_milvus()[3].keys() == {"id", "dense"}
+    assert dense.to_vespa()[3]["fields"].keys() == {"dense"}
+    assert dense.to_flag()["lexical_weights"] is None
+
+
+def test_payloads_hold_every_output_as_plain_numbers() -> None:
+    texts = make_embeddings(2, 9)
+    texts = texts[int(np.argmax(np.diff(texts.sparse.indptr)))]
+    dense, vectors = texts.dense[0].tolist(), texts.multivector[0].tolist()
+    lexical = dict(zip(texts.sparse.indices.tolist(), texts.sparse.data.tolist(), strict=True))
+    assert len(lexical) > 1
+    sparse = {"indices": list(lexical), "values": list(lexical.values())}
+    assert texts.to_qdrant([7]) == [
+        {"id": 7, "vector": {"dense": dense, "sparse": sparse, "multivector": vectors}, "payload": {}}
+    ]
+    assert texts.to_milvus([7]) == [
+        {"id": 7, "dense": dense, "sparse": lexical, "multivector": [{"vector": vector} for vector in vectors]}
+    ]
+    fields = {
+        "dense": {"values": dense},
+        "sparse": {"cells": {str(token): weight for token, weight in lexical.items()}},
+        "multivector": {"blocks": {str(i): vector for i, vector in enumerate(vectors)}},
+    }
+    assert json.loads(json.dumps(texts.to_vespa([7]))) == [{"id": "7", "fields": fields}]
