@@ -13,14 +13,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pymilvus import AnnSearchRequest, DataType, MilvusClient, WeightedRanker
-from pymilvus.client.prepare import Prepare
-from qdrant_client import QdrantClient, models
-from vespa.application import Vespa
 
 from bgem3.scoring import Embeddings, HybridSearcher
 from bgem3.scoring.hybrid import DEFAULT_WEIGHTS
 from tests.scoring.corpus import make_embeddings
+
+for client in ("milvus_lite", "pymilvus", "qdrant_client", "vespa"):
+    pytest.importorskip(client, reason="`make test-integrations` installs the clients of vector databases")
+
+from pymilvus import AnnSearchRequest, DataType, MilvusClient, WeightedRanker  # noqa: E402
+from pymilvus.client.prepare import Prepare  # noqa: E402
+from qdrant_client import QdrantClient, models  # noqa: E402
+from vespa.application import Vespa  # noqa: E402
 
 
 def with_tokens(embeddings: Embeddings) -> Embeddings:

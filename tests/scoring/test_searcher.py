@@ -156,7 +156,7 @@ def test_outputs_that_are_missing_or_of_other_texts_are_named_and_no_passages_le
     dense = Embeddings(n_tokens=full.n_tokens, truncated=full.truncated, dense=full.dense)
     for call in (HybridSearcher.build, searcher.search):
         with pytest.raises(AttributeError, match="'multivector'"):
-            call(dense)  # type: ignore[operator]
+            call(dense)
     doubled = full[:]
     doubled._dense = np.concatenate([full.dense, full.dense])
     with pytest.raises(ValueError, match="outputs must be of the same texts, found 5 token counts, 10 dense vectors"):

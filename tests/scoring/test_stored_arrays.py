@@ -110,7 +110,7 @@ def fuzz(path: Path, seeds: range) -> list[str]:
         for name in rng.choice(sorted(arrays), 2 + rng.integers(0, 2), replace=False):
             array, changes = arrays[name], [*(damage.ANY | damage.DAMAGE[name]).values()]
             noise = rng.integers(-3, 99, array.shape).astype(array.dtype)
-            changed[name] = rng.choice([*changes, rng.permutation, lambda _, noise=noise: noise])(array)  # type: ignore[arg-type]
+            changed[name] = rng.choice([*changes, rng.permutation, lambda _, noise=noise: noise])(array)
         damage.write(place, arrays | changed)
         found = damage.outcome(use, path)
         if found and not found.startswith("ValueError: "):
