@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bgem3.scoring import Embeddings
+from bgem3.scoring.array_files import write_npz
 from bgem3.scoring.atomic_files import whole_file
-from bgem3.scoring.storage import write_npz
 
 SUFFIXES = (".jsonl", ".npz", ".parquet")
 

@@ -1,20 +1,43 @@
-"""Read arrays from .npz files and map .npy files; ValueError for a file that is damaged, whatever is wrong with it."""
+"""Arrays in .npz and .npy files: written without pickling, read or memory-mapped with every kind of damage refused."""
 
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any
+from types import SimpleNamespace
+from typing import IO, Any, BinaryIO, TypeAlias
 
 import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
+from bgem3.scoring.atomic_files import whole_file
+
+Arrays: TypeAlias = Mapping[str, NDArray[Any]]
 SUFFIX = ".npy"
-LARGEST_EXPANSION = 100  # times the file's size; compressed embeddings take more than a tenth of theirs
-SMALLEST_BOMB = 64 << 20  # bytes; less than this is read whatever its expansion
+LARGEST_EXPANSION = 100  # bounds the size of the arrays by the file's size; real embeddings compress less than 10 times
+SMALLEST_BOMB = 64 << 20  # bytes; smaller arrays are read whatever their expansion, because they fit any memory
+
+
+def save_npz(path: Path, arrays: Arrays) -> None:
+    """Write arrays to one .npz file that appears whole or not at all."""
+    with whole_file(path) as file:
+        write_npz(file, arrays)
+
+
+def write_npz(file: BinaryIO, arrays: Arrays) -> None:
+    """Write arrays to an open file in the .npz format."""
+    np.savez(file, **arrays)  # type: ignore[arg-type]
+
+
+def write_npy(path: Path, array: NDArray[Any]) -> None:
+    """Write an array to a new .npy file."""
+    with path.open("xb") as file:
+        # given the file itself, NumPy would write with C's stdio and not notice a full disk
+        np.save(SimpleNamespace(write=file.write), array, allow_pickle=False)
 
 
 def read_npz(path: Path) -> dict[str, NDArray[Any]]:
-    """Return the arrays of an .npz file, compressed or not. Nothing is unpickled.
+    """Return the arrays of an .npz file, compressed or not, by name. Nothing is unpickled.
 
     Raises
     ------
@@ -23,14 +46,14 @@ def read_npz(path: Path) -> dict[str, NDArray[Any]]:
     ValueError
         If it is no .npz file, is damaged, would need unpickling, or expands to far more than its size.
     """
-    if path.exists() and not path.is_file():  # to open a pipe would wait for ever
+    if path.exists() and not path.is_file():  # opening a pipe would wait for ever
         raise ValueError(f"{path} is no regular file; expected an .npz file of arrays")
     arrays, name = {}, ""
     with path.open("rb") as file:
         try:
             with zipfile.ZipFile(file) as archive:
                 members = [member for member in archive.infolist() if member.filename.endswith(SUFFIX)]
-                _check_expansion(members, path.stat().st_size)
+                _check_members(members, path.stat().st_size)
                 for member in members:
                     name = f"{member.filename}: "
                     with archive.open(member) as stream:
@@ -44,7 +67,7 @@ def read_npz(path: Path) -> dict[str, NDArray[Any]]:
 
 
 def map_npy(path: Path) -> NDArray[Any]:
-    """Map a .npy file, read-only; its pages are read when they are used.
+    """Return a .npy file's array, memory-mapped and read-only.
 
     Raises
     ------
@@ -59,12 +82,13 @@ def map_npy(path: Path) -> NDArray[Any]:
         mapped = npy.open_memmap(path, mode="r")
     except FileNotFoundError:
         raise
-    except Exception as error:  # NumPy's header parser raises what Python's own parser does
+    except Exception as error:  # NumPy's header parser raises whatever Python's parser raises
         raise ValueError(f"{path} is damaged ({error or type(error).__name__}); save it again") from error
-    return np.asarray(mapped)  # memmap's own indexing is slow
+    return np.asarray(mapped)  # indexing a memmap is slow
 
 
-def _check_expansion(members: list[zipfile.ZipInfo], n_bytes: int) -> None:
+def _check_members(members: list[zipfile.ZipInfo], n_bytes: int) -> None:
+    """Raise ValueError if the arrays of a file of ``n_bytes`` expand too much, or two have one name."""
     expanded = sum(member.file_size for member in members)
     if expanded > max(SMALLEST_BOMB, LARGEST_EXPANSION * n_bytes):
         raise ValueError(f"{n_bytes} bytes expand to {expanded}, more than {LARGEST_EXPANSION} times as many")
@@ -74,13 +98,13 @@ def _check_expansion(members: list[zipfile.ZipInfo], n_bytes: int) -> None:
 
 
 def _read_array(stream: IO[bytes], n_bytes: int) -> NDArray[Any]:
-    """Read an array whose file has ``n_bytes``; memory is taken only for a shape that those bytes fill."""
+    """Read an array of ``n_bytes``, header included; memory is allocated only for a shape that fits these bytes."""
     version = npy.read_magic(stream)
     if version not in ((1, 0), (2, 0)):
         raise ValueError(f"a .npy header of version {version}, expected 1.0 or 2.0")
     try:
         shape, _, dtype = npy.read_array_header_1_0(stream) if version[0] == 1 else npy.read_array_header_2_0(stream)
-    except MemoryError as error:  # Python's parser, of deep nesting
+    except MemoryError as error:  # Python's parser raises it for deep nesting
         raise ValueError("a .npy header that cannot be parsed") from error
     n_expected, n_found = dtype.itemsize, n_bytes - stream.tell()
     for length in shape:
@@ -89,5 +113,5 @@ def _read_array(stream: IO[bytes], n_bytes: int) -> NDArray[Any]:
         raise ValueError(f"a {dtype} array of shape {shape}, which needs {n_expected} bytes, in {n_found}")
     stream.seek(0)
     array: NDArray[Any] = npy.read_array(stream, allow_pickle=False)
-    stream.read(1)  # at its end the member's checksum is compared
+    stream.read(1)  # reading to the end compares the member's checksum
     return array

@@ -1,8 +1,9 @@
-"""What the encoder gives for a list of texts: the input of every score."""
+"""Embeddings: the encoder's outputs for a list of texts, from which every score is computed."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -10,9 +11,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.sparse import csr_array, vstack
 
-from bgem3.scoring import payloads
-from bgem3.scoring.array_files import read_npz
-from bgem3.scoring.storage import load_parts, locked_folder, save_npz, save_parts
+from bgem3.scoring.array_files import read_npz, save_npz
+from bgem3.scoring.payloads import milvus_rows, qdrant_points, vespa_documents
+from bgem3.scoring.storage import load_parts, locked_folder, save_parts
 from bgem3.scoring.stored_arrays import DAMAGED, FLOATS, INTEGERS, StoredArrays
 from bgem3.scoring.token_vectors import MultiVectors, ranges
 
@@ -21,23 +22,26 @@ KIND = "embeddings"
 
 
 class Embeddings:
-    """The embeddings of N texts, in the order the texts were given.
+    """The embeddings of N texts, in the order of the texts.
+
+    Reading an output that was not encoded raises AttributeError. An empty text has two tokens (CLS and EOS), a dense
+    vector, no sparse weights and one multi-vector. ``embeddings[2:5]``, ``embeddings[[7, 3]]`` and ``embeddings[mask]``
+    are the embeddings of those texts, in that order; ``embeddings[7]`` has that one text.
 
     Attributes
     ----------
-    n_tokens : (N,) int32 array, tokens encoded per text, special tokens included
-    truncated : (N,) bool array, True where a text was longer than ``max_length`` and lost its end
-    dense : (N, D) float32 array, L2-normalised CLS states
-    sparse : (N, V) float32 csr_array, one weight per distinct token id, CLS, PAD, EOS and UNK left out
-    multivector : N float32 arrays (tokens_i - 1, M), L2-normalised, CLS dropped and EOS kept
-    lexical_weights : the rows of ``sparse`` as dicts of token id (str) to weight, in the order in which
-        the text first gives a token a weight: FlagEmbedding's form
-
-    An empty text has two tokens (CLS and EOS), a dense vector, no sparse weights and one multi-vector.
-    Reading an output that was not asked for raises AttributeError.
-
-    ``embeddings[2:5]``, ``embeddings[[7, 3]]`` and ``embeddings[mask]`` are embeddings of those texts, in that order;
-    ``embeddings[7]`` of that one text.
+    n_tokens : int32 array (N,)
+        Tokens per text, special tokens included.
+    truncated : bool array (N,)
+        True where a text was longer than ``max_length`` and lost its end.
+    dense : float32 array (N, D)
+        L2-normalized CLS states.
+    sparse : float32 csr_array (N, V)
+        One weight per distinct token id, without CLS, PAD, EOS and UNK.
+    multivector : MultiVectors of N float32 arrays (tokens_i - 1, M)
+        L2-normalized token states, without CLS and with EOS.
+    lexical_weights : list of N dicts {str: float32}
+        The rows of ``sparse`` by token id, in the order in which a text first weights each: FlagEmbedding's form.
     """
 
     def __init__(
@@ -54,38 +58,36 @@ class Embeddings:
         self.truncated = truncated
         self._dense = dense
         self._sparse = sparse
-        self._first_seen = first_seen  # (sparse.nnz,) positions in sparse.data, row by row in text order
+        self._first_seen = first_seen  # positions (nnz,) in sparse.data, row by row in text order
         self._multivector = multivector
 
     @property
     def outputs(self) -> tuple[str, ...]:
-        """The outputs these embeddings hold."""
-        held = {"dense": self._dense, "sparse": self._sparse, "multivector": self._multivector}
-        return tuple(name for name, values in held.items() if values is not None)
+        """The names of the outputs that were encoded."""
+        return tuple(name for name in ("dense", "sparse", "multivector") if getattr(self, f"_{name}") is not None)
 
     @property
     def dense(self) -> NDArray[np.float32]:
-        return _asked_for(self._dense, "dense")
+        return _encoded(self._dense, "dense")
 
     @property
     def sparse(self) -> csr_array:
-        return _asked_for(self._sparse, "sparse")
+        return _encoded(self._sparse, "sparse")
 
     @property
     def multivector(self) -> MultiVectors:
-        return _asked_for(self._multivector, "multivector")
+        return _encoded(self._multivector, "multivector")
 
     @cached_property
     def lexical_weights(self) -> list[dict[str, np.float32]]:
         sparse = self.sparse
         order = self._text_order
         token_ids, weights = sparse.indices[order].astype(str).tolist(), sparse.data[order]
-        rows = zip(sparse.indptr[:-1].tolist(), sparse.indptr[1:].tolist(), strict=True)
-        return [dict(zip(token_ids[a:b], weights[a:b], strict=True)) for a, b in rows]
+        return [dict(zip(token_ids[a:b], weights[a:b], strict=True)) for a, b in pairwise(sparse.indptr.tolist())]
 
     @classmethod
     def concatenate(cls, parts: Sequence["Embeddings"]) -> "Embeddings":
-        """Return the texts of all parts, one after another.
+        """Return the texts of all parts, part after part.
 
         Raises
         ------
@@ -100,10 +102,8 @@ class Embeddings:
             arrays["dense"] = np.concatenate([part.dense for part in parts])
         if parts[0]._sparse is not None:
             arrays["sparse"] = csr_array(vstack([part.sparse for part in parts], format="csr"))
-            starts = np.cumsum([0] + [part.sparse.nnz for part in parts])
-            arrays["first_seen"] = np.concatenate(
-                [part._text_order + a for part, a in zip(parts, starts, strict=False)]
-            )
+            starts = np.cumsum([0, *(part.sparse.nnz for part in parts[:-1])])
+            arrays["first_seen"] = np.concatenate([p._text_order + n for p, n in zip(parts, starts, strict=True)])
         if parts[0]._multivector is not None:
             arrays["multivector"] = MultiVectors.concatenate([part.multivector for part in parts])
         return cls(
@@ -115,15 +115,15 @@ class Embeddings:
     def save(self, path: str | Path) -> None:
         """Save to one .npz file if the name ends so, else to a folder that :meth:`load` opens memory-mapped.
 
-        What was there before is replaced in one step, or, if the save is stopped, left as it was. What was saved is on
-        disk when this returns. Processes that save to one folder wait for each other.
+        What was there is replaced in one step, or stays as it was if the save is stopped. When this method returns, all
+        is on disk. Processes that save to one folder wait for each other.
 
         Raises
         ------
         ValueError
-            If ``path`` is a folder that holds something else.
+            If ``path`` is a folder with something else.
         OSError
-            If the disk is full or not writable; what was written is removed.
+            If the disk is full or not writable; new files are then removed.
         """
         path = Path(path)
         if path.suffix == ".npz":
@@ -134,16 +134,14 @@ class Embeddings:
 
     @classmethod
     def load(cls, path: str | Path) -> "Embeddings":
-        """Load what :meth:`save` or ``bgem3 encode`` wrote: an .npz file into memory, a folder memory-mapped.
-
-        Values are the same bits as those saved.
+        """Load what :meth:`save` or ``bgem3 encode`` wrote, bit for bit: an .npz file into memory, a folder mapped.
 
         Raises
         ------
         FileNotFoundError
             If there is nothing at ``path``.
         ValueError
-            If it holds something else, or is damaged.
+            If there is something else, or it is damaged.
         """
         path = Path(path)
         facts: dict[str, Any] = {}
@@ -152,44 +150,42 @@ class Embeddings:
         else:
             parts, facts = load_parts(path, KIND)
             if len(parts) != 1:
-                raise ValueError(f"{path}: embeddings are one part, found {len(parts)}; {DAMAGED}")
+                raise ValueError(f"{path}: embeddings must have one part, found {len(parts)}; {DAMAGED}")
             (arrays,) = parts.values()
         embeddings = cls._from_arrays(StoredArrays(arrays, path))
-        held = list(embeddings.outputs)
-        if facts.get("outputs", held) != held:  # an index of an earlier version does not list them
-            raise ValueError(f"{path}: its index gives {facts['outputs']!r:.80}, its part holds {held}; {DAMAGED}")
+        outputs = list(embeddings.outputs)
+        if facts.get("outputs", outputs) != outputs:  # indexes of earlier versions do not list them
+            raise ValueError(f"{path}: its index lists {facts['outputs']!r:.80}, its part has {outputs}; {DAMAGED}")
         return embeddings
 
     def to_flag(self) -> dict[str, Any]:
-        """Return FlagEmbedding's form: ``dense_vecs``, ``lexical_weights`` and ``colbert_vecs``, None if not held.
+        """Return FlagEmbedding's form: ``dense_vecs``, ``lexical_weights`` and ``colbert_vecs``, None if not encoded.
 
-        Lexical weights are dicts of token id (str) to weight in order of first occurrence, 0 for any other key.
+        Each text's lexical weights are a dict of token id (str) to weight, which gives 0 for any other key.
         """
-        held = self.outputs
-        return {
-            "dense_vecs": self.dense if "dense" in held else None,
-            "lexical_weights": [defaultdict(int, w) for w in self.lexical_weights] if "sparse" in held else None,
-            "colbert_vecs": list(self.multivector) if "multivector" in held else None,
-        }
+        lexical: Any = None if self._sparse is None else [defaultdict(int, row) for row in self.lexical_weights]
+        vectors = None if self._multivector is None else list(self._multivector)
+        return {"dense_vecs": self._dense, "lexical_weights": lexical, "colbert_vecs": vectors}
 
     def to_qdrant(self, ids: Iterable[int | str] | None = None) -> list[dict[str, Any]]:
         """Return one point per text; see :func:`bgem3.scoring.payloads.qdrant_points`."""
-        return payloads.qdrant_points(self, ids)
+        return qdrant_points(self, ids)
 
     def to_milvus(self, ids: Iterable[int | str] | None = None) -> list[dict[str, Any]]:
         """Return one row per text; see :func:`bgem3.scoring.payloads.milvus_rows`."""
-        return payloads.milvus_rows(self, ids)
+        return milvus_rows(self, ids)
 
     def to_vespa(self, ids: Iterable[int | str] | None = None) -> list[dict[str, Any]]:
         """Return one document per text; see :func:`bgem3.scoring.payloads.vespa_documents`."""
-        return payloads.vespa_documents(self, ids)
+        return vespa_documents(self, ids)
 
     @property
     def _text_order(self) -> NDArray[np.int64]:
-        """The positions in ``sparse.data``, row by row in text order; as stored if that is not known."""
+        """The positions in ``sparse.data``, row by row in text order; in stored order if the text order is unknown."""
         return np.arange(self.sparse.nnz) if self._first_seen is None else self._first_seen
 
     def _arrays(self) -> dict[str, NDArray[Any]]:
+        """Return the arrays that :meth:`_from_arrays` reads, by their names in files."""
         arrays: dict[str, NDArray[Any]] = {"n_tokens": self.n_tokens, "truncated": self.truncated}
         if self._dense is not None:
             arrays["dense"] = self._dense
@@ -203,6 +199,7 @@ class Embeddings:
 
     @classmethod
     def _from_arrays(cls, stored: StoredArrays) -> "Embeddings":
+        """Return the embeddings of stored arrays, or raise ValueError if an array is missing or does not fit."""
         n_tokens = stored.take("n_tokens", INTEGERS, (None,))
         n_texts, sparse, first_seen = len(n_tokens), None, None
         if stored.has_output("sparse"):
@@ -242,10 +239,11 @@ class Embeddings:
         return f"Embeddings({len(self)} texts, {self.n_tokens.sum()} tokens: {', '.join(self.outputs)})"
 
 
-def _asked_for(output: Output | None, name: str) -> Output:
+def _encoded(output: Output | None, name: str) -> Output:
+    """Return an output, or raise AttributeError if it was not encoded."""
     if output is None:
         raise AttributeError(
-            f"these embeddings have no {name!r}, because it was not asked for, or the model was exported without it; "
-            f"encode with outputs=({name!r}, ...) and a model that has it among its outputs"
+            f"these embeddings have no {name!r}: it was not asked for, or the model was exported without it; "
+            f"encode with outputs=({name!r}, ...) and a model that has this output"
         )
     return output

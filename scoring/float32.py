@@ -1,20 +1,26 @@
-"""Stored rows as float32, which all scores are computed in."""
+"""Conversion of stored vectors to float32, in which every score is computed."""
 
 import numpy as np
 from numpy.typing import NDArray
 
-ROWS_PER_STEP = 128  # converted at once: the steps' arrays stay in the cache
+ROWS_PER_STEP = 128  # rows converted at once; their temporary arrays fit in the L2 cache
 
 
 def as_float32(
     stored: NDArray[np.floating] | NDArray[np.int8], scales: NDArray[np.float32] | None = None
 ) -> NDArray[np.float32]:
-    """Return (N, D) rows as float32: the array itself if it is float32, else a new one.
+    """Return vectors as float32: the array itself if it is float32, else a new one.
 
     Parameters
     ----------
-    stored : (N, D) array of floats, or of int8
-    scales : (N,) float32 array that int8 rows are multiplied by
+    stored : float or int8 array (N, D)
+        The vectors.
+    scales : float32 array (N,)
+        Factors that dequantize int8 rows.
+
+    Returns
+    -------
+    float32 array (N, D)
 
     Examples
     --------
@@ -26,29 +32,30 @@ def as_float32(
     """
     if stored.dtype == np.float32:
         return stored  # type: ignore[return-value]
-    wide = np.empty(stored.shape, np.float32)
+    converted = np.empty(stored.shape, np.float32)
     for start in range(0, len(stored), ROWS_PER_STEP):
         step = slice(start, start + ROWS_PER_STEP)
         if scales is not None:
-            np.multiply(stored[step], scales[step, None], out=wide[step], dtype=np.float32)
+            np.multiply(stored[step], scales[step, None], out=converted[step], dtype=np.float32)
         elif stored.dtype == np.float16:
-            _widen(np.ascontiguousarray(stored[step]), wide[step])
+            _convert_float16(np.ascontiguousarray(stored[step]), converted[step])
         else:
-            wide[step] = stored[step]
-    return wide
+            converted[step] = stored[step]
+    return converted
 
 
-def _widen(halves: NDArray[np.float16], wide: NDArray[np.float32]) -> None:
-    """Write float16 as float32, exactly; several times as fast as NumPy's cast where that is not vectorised.
+def _convert_float16(halves: NDArray[np.float16], out: NDArray[np.float32]) -> None:
+    """Convert float16 to float32 exactly.
 
-    A float16's exponent and fraction, moved to a float32's place, give the number divided by 2**(127 - 15).
+    Where NumPy's cast is not vectorized, this is several times faster. The exponent and fraction of a float16, moved
+    to their place in a float32, give the number divided by 2**(127 - 15), because the exponents' biases differ.
     """
     bits = halves.view(np.int16)
     if (bits & 0x7FFF).max(initial=0) >= 0x7C00:  # infinite or NaN
-        wide[:] = halves
+        out[:] = halves
         return
-    words = wide.view(np.int32)
-    words[:] = bits  # sign extended
+    words = out.view(np.int32)
+    words[:] = bits  # sign-extended
     np.left_shift(words, 13, out=words)
-    np.bitwise_and(words, np.int32(-0x70002000), out=words)  # 0x8fffe000: the sign and the 15 bits moved
-    np.multiply(wide, np.float32(2.0**112), out=wide)
+    np.bitwise_and(words, np.int32(-0x70002000), out=words)  # 0x8fffe000: the sign and the 15 moved bits
+    np.multiply(out, np.float32(2.0**112), out=out)

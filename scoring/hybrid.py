@@ -1,4 +1,4 @@
-"""Hybrid score: the weighted mean of the other three."""
+"""Hybrid score: the weighted mean of the dense, sparse and multi-vector score, and all four scores at once."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -17,12 +17,15 @@ Weights: TypeAlias = tuple[float, float, float]
 """Weights of the dense, sparse and multi-vector score, in this order."""
 
 DEFAULT_WEIGHTS: Weights = (0.4, 0.2, 0.4)  # the weights in the example of BGE-M3's model card
-LARGEST_WEIGHT = 1e30  # its products with scores are far from overflow in float32
+LARGEST_WEIGHT = 1e30  # bounds weights, so that their products with scores stay far from float32's 3e38
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
-    """The four scores of the same texts, each a float32 array: (Q, P) from ``score``, (N,) from ``score_pairs``."""
+    """The four scores of the same queries and passages, in float32 arrays of one shape.
+
+    The shape is (Q, P) if every query is scored with every passage, and (N,) for N pairs.
+    """
 
     dense: NDArray[np.float32]
     sparse: NDArray[np.float32]
@@ -31,7 +34,7 @@ class Scores:
 
 
 def score_matrix(queries: Embeddings, passages: Embeddings, weights: Weights = DEFAULT_WEIGHTS) -> Scores:
-    """Score every query with every passage in all four ways.
+    """Score every query with every passage: the dense, sparse, multi-vector and hybrid score (arXiv 2402.03216, 3.2).
 
     Parameters
     ----------
@@ -51,6 +54,22 @@ def score_matrix(queries: Embeddings, passages: Embeddings, weights: Weights = D
         If an output is missing.
     ValueError
         If the widths of the two sides differ, or the weights are not as :func:`hybrid_scores` takes them.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from scipy.sparse import csr_array
+    >>> from bgem3.scoring.token_vectors import MultiVectors
+    >>> rows = np.eye(2, dtype=np.float32)
+    >>> texts = Embeddings(
+    ...     n_tokens=np.array([2, 2], np.int32),
+    ...     truncated=np.array([False, False]),
+    ...     dense=rows,
+    ...     sparse=csr_array(rows / 2),
+    ...     multivector=MultiVectors.pack([rows[:1], rows]),
+    ... )
+    >>> score_matrix(texts, texts, weights=(1, 1, 2)).hybrid.tolist()
+    [[0.8125, 0.5], [0.25, 0.8125]]
     """
     dense = dense_scores(queries.dense, passages.dense)
     sparse = sparse_scores(queries.sparse, passages.sparse)
@@ -66,7 +85,7 @@ def score_pairs(
     passage_index: Sequence[int],
     weights: Weights = DEFAULT_WEIGHTS,
 ) -> Scores:
-    """Score query ``query_index[i]`` with passage ``passage_index[i]`` in all four ways.
+    """Score query ``query_index[i]`` with passage ``passage_index[i]``: the same four scores as :func:`score_matrix`.
 
     Parameters
     ----------
@@ -86,6 +105,22 @@ def score_pairs(
     ------
     AttributeError, ValueError
         As :func:`score_matrix`, and ValueError if the two indexes differ in length.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from scipy.sparse import csr_array
+    >>> from bgem3.scoring.token_vectors import MultiVectors
+    >>> rows = np.eye(2, dtype=np.float32)
+    >>> texts = Embeddings(
+    ...     n_tokens=np.array([2, 2], np.int32),
+    ...     truncated=np.array([False, False]),
+    ...     dense=rows,
+    ...     sparse=csr_array(rows / 2),
+    ...     multivector=MultiVectors.pack([rows[:1], rows]),
+    ... )
+    >>> score_pairs(texts, [0, 0], texts, [0, 1], weights=(1, 1, 2)).hybrid.tolist()
+    [0.8125, 0.5]
     """
     dense = dense_pair_scores(queries.dense[query_index], passages.dense[passage_index])
     sparse = sparse_pair_scores(queries.sparse[query_index], passages.sparse[passage_index])
@@ -102,19 +137,22 @@ def hybrid_scores(
     multivector: NDArray[np.floating],
     weights: Weights = DEFAULT_WEIGHTS,
 ) -> NDArray[np.float32]:
-    """Combine three scores: ``(w_d·dense + w_s·sparse + w_m·multivector) / (w_d + w_s + w_m)``.
+    """Combine three scores: ``s = (w_d · s_d + w_s · s_s + w_m · s_m) / (w_d + w_s + w_m)``.
 
-    The division by the weights' sum is FlagEmbedding's ``compute_score``; the plain weighted sum of
-    the BGE-M3 tutorial is the same wherever the weights add up to one.
+    Source: arXiv 2402.03216, section 3.2, has the weighted sum. FlagEmbedding's ``compute_score`` divides it by the
+    sum of the weights, as this function does.
 
     Parameters
     ----------
     dense, sparse, multivector : float arrays of one shape, (Q, P) or (N,)
-    weights : three finite numbers in the order dense, sparse, multi-vector; only their ratio matters
+        The scores.
+    weights : three finite numbers
+        The weights of the dense, sparse and multi-vector score; only their ratio matters.
 
     Returns
     -------
-    float32 array of the same shape; a score of weight 0 takes no part, even where it is infinite
+    float32 array of the same shape
+        A score of weight 0 is ignored, even where it is infinite.
 
     Raises
     ------
@@ -133,13 +171,13 @@ def hybrid_scores(
         raise ValueError(f"the three scores must have one shape, found {', '.join(str(a.shape) for a in arrays)}")
     weighted = np.zeros(arrays[0].shape, np.float32)
     for weight, array in zip((w_dense, w_sparse, w_multivector), arrays, strict=True):
-        if weight:  # 0 · -inf, of a passage without multi-vectors, would be NaN
+        if weight:  # 0 · -inf would be NaN: a passage without multi-vectors scores -inf
             weighted += np.float32(weight) * array
     return weighted / np.float32(w_dense + w_sparse + w_multivector)
 
 
 def check_weights(weights: Sequence[float]) -> Weights:
-    """Return ``weights`` as three floats, or raise ValueError saying what is wrong with them."""
+    """Return weights as three floats, or raise ValueError if they are not finite numbers with a sum other than 0."""
     values = tuple(weights) if isinstance(weights, Iterable) else ()
     if len(values) != 3 or not all(isinstance(weight, Real) for weight in values):
         raise ValueError(f"weights must be three numbers (dense, sparse, multi-vector), found {weights!r}")
@@ -147,6 +185,6 @@ def check_weights(weights: Sequence[float]) -> Weights:
     largest = max(abs(dense), abs(sparse), abs(multivector))
     if not np.isfinite((dense, sparse, multivector)).all() or largest > LARGEST_WEIGHT:
         raise ValueError(f"weights must be finite and at most {LARGEST_WEIGHT:g}, found {weights}")
-    if abs(dense + sparse + multivector) <= max(1e-6 * largest, 1 / LARGEST_WEIGHT):  # 0 but for rounding
+    if abs(dense + sparse + multivector) <= max(1e-6 * largest, 1 / LARGEST_WEIGHT):  # 0 up to rounding
         raise ValueError(f"weights must not sum to 0 (their sum divides the score), found {weights}")
     return dense, sparse, multivector

@@ -1,7 +1,7 @@
-"""Ids of texts, as plain Python numbers and strings, or as one array of either."""
+"""Ids of texts: plain Python numbers and strings, or one array of them."""
 
 import operator
-from collections.abc import Iterable, Mapping, Sequence, Sized
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from typing import Any
 from uuid import UUID
@@ -15,44 +15,39 @@ DIFFERENT = "ids must be different whole numbers, or different strings"
 
 
 def plain_ids(ids: Iterable[Any] | None, n_texts: int, rule: str = EITHER) -> Sequence[int | str]:
-    """Return ids as ints and strs, which JSON takes: 0 to N - 1 for None.
+    """Return ids as ints and strs, which can be written as JSON.
 
     Parameters
     ----------
-    ids : N whole numbers or strings; any iterable in a fixed order, of Python's, NumPy's, pandas' or Arrow's values.
-        A UUID becomes its string.
-    n_texts : N
-    rule : what ids must be, for messages
+    ids : iterable of N whole numbers or strings
+        Any iterable with a fixed order, of values from Python, NumPy, pandas or Arrow. A UUID becomes a string.
+        None stands for 0 to N - 1.
+    n_texts : int
+        N.
+    rule : str
+        What ids must be, for messages.
 
     Raises
     ------
     ValueError
-        If their number is not N, or one is neither; the message names its position.
+        If there are not N ids, or an id is neither a whole number nor a string; the message names its position.
     """
     if ids is None:
         return range(n_texts)
     if isinstance(ids, (str, bytes, bytearray, Mapping, set, frozenset)) or getattr(ids, "ndim", 1) != 1:
         raise ValueError(f"ids must be a list of one id per text, found {type(ids).__name__} {ids!r:.80}")
     try:
-        found = list(islice(ids, n_texts + 1))  # no more: itertools.count() has no end
+        found = list(islice(ids, n_texts + 1))  # an iterable such as itertools.count() has no end
     except TypeError as error:
         raise ValueError(f"ids must be a list of one id per text, found {type(ids).__name__} {ids!r:.80}") from error
     if len(found) != n_texts:
-        number: int | str = len(found)
-        if len(found) > n_texts:
-            number = len(ids) if isinstance(ids, Sized) else f"more than {n_texts}"
+        number = len(found) if len(found) < n_texts else f"more than {n_texts}"
         raise ValueError(f"ids must be one per text, found {number} for {n_texts} texts")
     return [_plain(value, position, rule) for position, value in enumerate(found)]
 
 
 def one_kind(ids: Sequence[int | str], rule: str = EITHER) -> Sequence[int] | Sequence[str]:
-    """Return ids that are all strings, or all whole numbers that int64 holds.
-
-    Raises
-    ------
-    ValueError
-        If they are not; the message names the position.
-    """
+    """Return ids, or raise ValueError with the position unless all are strings or all are int64 numbers."""
     if isinstance(ids, range):
         return ids
     for position, value in enumerate(ids):
@@ -65,7 +60,7 @@ def one_kind(ids: Sequence[int | str], rule: str = EITHER) -> Sequence[int] | Se
 
 
 def check_range(ids: Sequence[int | str], numbers: range) -> None:
-    """Raise ValueError, naming the position, if an id is a number outside of a range."""
+    """Raise ValueError with the position if an id is a number out of range."""
     for position, value in enumerate(ids):
         if not isinstance(value, str) and value not in numbers:
             raise ValueError(
@@ -75,7 +70,7 @@ def check_range(ids: Sequence[int | str], numbers: range) -> None:
 
 
 def id_array(ids: Iterable[Any] | None, n_texts: int, first: int) -> NDArray[Any]:
-    """Return different ids as an int64 or str array (N,): the numbers from ``first`` on for None.
+    """Return distinct ids as an int64 or str array (N,); None stands for the numbers from ``first`` on.
 
     Raises
     ------
@@ -97,20 +92,21 @@ def id_array(ids: Iterable[Any] | None, n_texts: int, first: int) -> NDArray[Any
 
 
 def has_repeats(ids: NDArray[Any]) -> bool:
-    """Return whether an int64 or str array (N,) holds a value twice."""
-    if (ids[1:] > ids[:-1]).all():  # as the numbers that None gives
+    """Return whether an int64 or str array (N,) has a value twice."""
+    if (ids[1:] > ids[:-1]).all():  # such as the numbers that stand for None
         return False
     if ids.dtype.kind == "U":
-        return len(set(ids.tolist())) < len(ids)  # faster than to sort them
+        return len(set(ids.tolist())) < len(ids)  # faster than sorting strings
     ordered = np.sort(ids)
     return bool((ordered[1:] == ordered[:-1]).any())
 
 
 def _plain(value: Any, position: int, rule: str) -> int | str:
+    """Return an id as an int or a str, or raise ValueError with its position."""
     if hasattr(value, "as_py"):  # an Arrow scalar
         value = value.as_py()
     if isinstance(value, str):
-        return str.__str__(value)  # NumPy's too
+        return str.__str__(value)  # turns NumPy's str_ into str
     if isinstance(value, UUID):
         return str(value)
     if not isinstance(value, (bool, np.bool_)):

@@ -1,4 +1,4 @@
-"""The ``index.json`` of a saved folder: read, and every value that is used checked."""
+"""The ``index.json`` of a saved folder: read, with every value checked before it is used."""
 
 import json
 import os
@@ -8,18 +8,21 @@ from typing import Any
 
 from bgem3.scoring.stored_arrays import DAMAGED
 
-LARGEST = 64 << 20  # bytes; a million parts take less
-PART = re.compile(r"part-[0-9a-f]{12}")  # so that no name leads out of the folder
+LARGEST = 64 << 20  # bytes of an index; a million parts take less
+PART = re.compile(r"part-[0-9a-f]{12}")  # no such name leads out of the folder
 
 
 def read_index(path: Path, kind: str, version: int) -> dict[str, Any]:
-    """Return an index whose ``format`` is a version and whose ``parts`` are different names of sub-folders.
+    """Return an index with the expected kind and version, whose ``parts`` are distinct names of sub-folders.
 
     Parameters
     ----------
-    path : the file
-    kind : what the folder must hold
-    version : the format it must have
+    path : Path
+        The file.
+    kind : str
+        The ``kind`` that it must have.
+    version : int
+        The ``format`` that it must have.
 
     Raises
     ------
@@ -34,7 +37,7 @@ def read_index(path: Path, kind: str, version: int) -> dict[str, Any]:
         )
     if not path.exists():
         raise FileNotFoundError(f"{path.parent} is not a saved {kind}: it has no {path.name}")
-    if not path.is_file():  # to open a pipe would wait for ever
+    if not path.is_file():  # opening a pipe would wait for ever
         raise _error(path, kind, "it is no regular file")
     with path.open("rb") as file:
         content = file.read(LARGEST + 1)
@@ -60,14 +63,15 @@ def read_index(path: Path, kind: str, version: int) -> dict[str, Any]:
 
 
 def check_number(index: dict[str, Any], name: str, expected: int, where: Path) -> None:
-    """Raise ValueError if a count that an index gives is not what its parts hold."""
+    """Raise ValueError if a count in an index differs from the count in its parts."""
     found = index.get(name)
     if type(found) is not int or found != expected:
-        raise ValueError(f"{where}: its index gives {name} as {found!r:.80}, its parts hold {expected}; {DAMAGED}")
+        raise ValueError(f"{where}: its index has {name} = {found!r:.80}, its parts have {expected}; {DAMAGED}")
 
 
 def _value(path: Path, kind: str, index: dict[str, Any], name: str, expected: type) -> Any:
-    if type(index.get(name)) is not expected:  # True is no whole number here
+    """Return a value of an index, or raise ValueError if it is not of the expected type."""
+    if type(index.get(name)) is not expected:  # isinstance would take True for an int
         found = repr(index[name])[:80] if name in index else "nothing"
         raise _error(path, kind, f"its {name!r} must be of type {expected.__name__}, found {found}")
     return index[name]

@@ -7,8 +7,8 @@ from numpy.typing import NDArray
 
 from bgem3.scoring.token_vectors import MultiVectors
 
-MEMORY_BUDGET = 64 << 20  # bytes of temporary arrays
-TOKENS_PER_BLOCK = 2048  # vectors a side in one GEMM, at most: more is no faster, and leaves the cache
+MEMORY_BUDGET = 64 << 20  # bytes of temporary arrays; enough for blocks of TOKENS_PER_BLOCK at 1,024 dims
+TOKENS_PER_BLOCK = 2048  # token vectors per side in one matrix product; larger products leave the cache, no faster
 
 
 def multivector_scores(
@@ -18,28 +18,31 @@ def multivector_scores(
     passage_mask: NDArray[np.bool_] | None = None,
     memory_budget: int = MEMORY_BUDGET,
 ) -> NDArray[np.float32]:
-    """Score every query with every passage: ``(1/N) Σ_i max_j E_q[i] · E_p[j]``, N the query's vectors.
+    """Score every query with every passage: ``s(q, p) = (1/N) Σ_i max_j E_q[i] · E_p[j]``, N the query's vectors.
 
-    Source: arXiv 2402.03216, section 3.2. Each passage's maximum runs over its own vectors only: no
-    padding takes part. The maximum over no vectors is ``-inf``: the score of a passage without any, or with none
-    left by the mask. A query without vectors scores 0 with everything.
+    Source: arXiv 2402.03216, section 3.2. No padding takes part: a passage's maximum is taken over its own vectors.
+    A passage without vectors, or with all of them masked, scores ``-inf``: the maximum over no vectors. A query without
+    vectors scores 0 with everything.
 
     Parameters
     ----------
-    queries : Q arrays (vectors_i, D), rows of unit length, or :class:`MultiVectors`
-    passages : P arrays (vectors_j, D), likewise; float32, float16 or (:class:`MultiVectors` only) int8
-    passage_mask : (M,) bool array over the passages' vectors, one after another; False leaves a vector out of the
-        maximum (its similarities become ``-inf``). None takes all. To leave out a query's vectors, do not pass them.
-    memory_budget : bytes that temporary arrays may take together; at least what 16 vectors a side need
+    queries : Q float arrays (N_i, D), or MultiVectors
+        Rows of unit length.
+    passages : P float arrays (M_j, D), or MultiVectors
+        Rows of unit length; MultiVectors may also store int8.
+    passage_mask : bool array (M,)
+        One value per passage vector, in order; False excludes a vector from the maximum, None includes all.
+    memory_budget : int
+        Bytes that temporary arrays may take together; at least what blocks of 16 vectors need.
 
     Returns
     -------
-    (Q, P) float32 array
+    float32 array (Q, P)
 
     Raises
     ------
     ValueError
-        If the widths or the offsets do not fit, nor the mask, or the budget is too small.
+        If widths differ, offsets or the mask do not fit the vectors, or the budget is too small.
 
     Examples
     --------
@@ -53,13 +56,12 @@ def multivector_scores(
     query_vectors, passage_vectors = _check(queries, passages, passage_mask)
     scores = np.zeros((len(query_vectors), len(passage_vectors)), np.float32)
     n_rows = block_rows(passage_vectors.packed.shape[1], memory_budget)
-    n_query_rows, mask = len(query_vectors.packed), passage_mask
-    for q_first in range(0, n_query_rows, n_rows):
-        q_last = min(q_first + n_rows, n_query_rows)
+    for q_first in range(0, len(query_vectors.packed), n_rows):
+        q_last = min(q_first + n_rows, len(query_vectors.packed))
         block = query_vectors.rows(q_first, q_last)
         q_texts, q_starts = _segments(query_vectors.offsets, q_first, q_last)
         for first, last in _runs(passage_vectors.offsets, n_rows):
-            best = _best_in_run(block, passage_vectors, first, last, n_rows, mask)  # (query vectors, texts of the run)
+            best = _best_in_run(block, passage_vectors, first, last, n_rows, passage_mask)
             scores[q_texts, first:last] += np.add.reduceat(best, q_starts, axis=0)
     scores /= np.maximum(np.diff(query_vectors.offsets), 1)[:, None]
     return scores
@@ -68,15 +70,18 @@ def multivector_scores(
 def multivector_pair_scores(
     queries: Sequence[NDArray[np.floating]], passages: Sequence[NDArray[np.floating]]
 ) -> NDArray[np.float32]:
-    """Score query i with passage i only; same formula as :func:`multivector_scores`.
+    """Score query i with passage i only: ``s(q, p) = (1/N) Σ_i max_j E_q[i] · E_p[j]``, N the query's vectors.
+
+    Source: arXiv 2402.03216, section 3.2.
 
     Parameters
     ----------
-    queries, passages : N arrays (vectors, D), rows of unit length, or :class:`MultiVectors`
+    queries, passages : N float arrays (vectors, D) each, or MultiVectors
+        Rows of unit length.
 
     Returns
     -------
-    (N,) float32 array; ``-inf`` for a passage and 0 for a query without vectors
+    float32 array (N,); ``-inf`` for a passage and 0 for a query without vectors
 
     Raises
     ------
@@ -111,19 +116,21 @@ def multivector_pair_scores(
 def multivector_candidate_scores(
     query_vectors: NDArray[np.float32], passages: MultiVectors, index: NDArray[np.int64]
 ) -> NDArray[np.float32]:
-    """Score one query with some of the passages; same formula as :func:`multivector_scores`.
+    """Score one query with some of the passages: ``(1/N) Σ_i max_j E_q[i] · E_p[j]`` (arXiv 2402.03216, section 3.2).
 
-    Only the candidates' vectors are read, each where it lies: nothing is gathered first.
+    Only the candidates' vectors are read.
 
     Parameters
     ----------
-    query_vectors : (N, D) float32 array
-    passages : P texts' vectors
-    index : (C,) int64 array of passages
+    query_vectors : float32 array (N, D)
+        The query's vectors.
+    passages : MultiVectors
+    index : int64 array (C,)
+        Positions of the C candidates in ``passages``.
 
     Returns
     -------
-    (C,) float32 array
+    float32 array (C,)
 
     Examples
     --------
@@ -151,12 +158,9 @@ def multivector_candidate_scores(
 
 
 def block_rows(n_dims: int, memory_budget: int) -> int:
-    """Return how many vectors a side fit the budget: similarities, maxima, and two converted blocks.
+    """Return how many vectors per side a block may have within the budget, or raise ValueError if fewer than 16.
 
-    Raises
-    ------
-    ValueError
-        If fewer than 16 do.
+    A block of n vectors per side needs n² similarities, n² maxima and two blocks of n vectors converted to float32.
     """
     # 8 n² + 8 n D bytes = budget, solved for n
     n_rows = int((np.sqrt(64.0 * n_dims**2 + 32.0 * memory_budget) - 8 * n_dims) / 16)
@@ -175,10 +179,10 @@ def _best_in_run(
     n_rows: int,
     mask: NDArray[np.bool_] | None,
 ) -> NDArray[np.float32]:
-    """Return each query vector's largest similarity with each passage of a run: (query vectors, last - first)."""
+    """Return each query vector's largest similarity with each of the passages ``first:last``, as (n, last - first)."""
     best = None
     begin, end = int(passages.offsets[first]), int(passages.offsets[last])
-    for start in range(begin, max(end, begin + 1), n_rows):  # more than one step for a text longer than a block
+    for start in range(begin, max(end, begin + 1), n_rows):  # a text longer than a block takes more than one step
         stop = min(start + n_rows, end)
         similarities = block @ passages.rows(start, stop).T  # (query vectors, passage vectors)
         if mask is not None:
@@ -193,7 +197,7 @@ def _best_in_run(
 def _segment_max(
     similarities: NDArray[np.float32], texts: NDArray[np.int64], starts: NDArray[np.int64], first: int, last: int
 ) -> NDArray[np.float32]:
-    """Return the maximum of each text's columns, ``-inf`` for texts of ``first:last`` that have none."""
+    """Return the maximum over each text's columns for the texts ``first:last``; ``-inf`` for a text without columns."""
     if len(texts) == last - first:
         return np.maximum.reduceat(similarities, starts, axis=1)
     best = np.full((len(similarities), last - first), -np.inf, np.float32)
@@ -203,7 +207,7 @@ def _segment_max(
 
 
 def _segments(offsets: NDArray[np.int64], first: int, last: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the texts with rows in ``first:last`` and where they start in it, as reduceat takes it."""
+    """Return the texts that have rows in ``first:last``, and where their rows start relative to ``first``."""
     low = np.searchsorted(offsets, first, side="right") - 1
     texts = np.arange(low, np.searchsorted(offsets, last, side="left"))
     starts = np.maximum(offsets[texts], first)
@@ -212,7 +216,7 @@ def _segments(offsets: NDArray[np.int64], first: int, last: int) -> tuple[NDArra
 
 
 def _runs(offsets: NDArray[np.int64], n_rows: int) -> Iterator[tuple[int, int]]:
-    """Cut texts into runs of at most n_rows vectors and texts, or one longer text, as (first, last + 1)."""
+    """Yield runs of texts as (first, last + 1), each of at most n_rows vectors and n_rows texts, or one longer text."""
     first, n_texts = 0, len(offsets) - 1
     while first < n_texts:
         last = int(np.searchsorted(offsets, offsets[first] + n_rows, side="right")) - 1
@@ -226,6 +230,7 @@ def _check(
     passages: Sequence[NDArray[np.floating]],
     passage_mask: NDArray[np.bool_] | None,
 ) -> tuple[MultiVectors, MultiVectors]:
+    """Return both sides packed, or raise ValueError if they or the mask cannot be scored together."""
     query_vectors, passage_vectors = MultiVectors.pack(queries), MultiVectors.pack(passages)
     query_vectors.check()
     passage_vectors.check()
@@ -239,7 +244,7 @@ def _check(
     n_vectors = len(passage_vectors.packed)
     if passage_mask is not None and (passage_mask.dtype != np.bool_ or passage_mask.shape != (n_vectors,)):
         raise ValueError(
-            f"passage_mask must be a bool array, one value for each of the {n_vectors} passage vectors, found "
+            f"passage_mask must be a bool array with one value for each of the {n_vectors} passage vectors, found "
             f"{passage_mask.dtype} {passage_mask.shape}"
         )
     return query_vectors, passage_vectors

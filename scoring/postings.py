@@ -1,5 +1,6 @@
-"""An inverted index of lexical weights: for each token id, the passages that hold it and their weights."""
+"""Postings: an inverted index that lists, for each token id, the passages with that token and their weights."""
 
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -8,93 +9,92 @@ from scipy.sparse import coo_array, csr_array
 
 from bgem3.scoring.stored_arrays import StoredArrays
 
-NAMES = ("tokens", "starts", "passages", "weights", "common_tokens", "common_weights")
 
-
+@dataclass(frozen=True, eq=False)
 class Postings:
-    """Lexical weights of P passages by token id; only token ids that occur take room.
+    """Lexical weights of P passages by token id; token ids that do not occur take no memory.
 
-    Tokens that more than half of the passages hold (commas, articles) are kept as rows of a matrix, which is smaller
-    than their postings and multiplied by BLAS: there are few, and they make up most of the work.
+    Tokens in more than half of the passages (commas, articles) cause most of the work. They are stored as rows of a
+    dense matrix, which is smaller than their postings and is multiplied by BLAS.
 
     Parameters
     ----------
-    tokens : (T,) int32 array of the other token ids that occur, ascending
-    starts : (T + 1,) int64 array; token i owns entries ``starts[i]:starts[i + 1]``
-    passages : (nnz,) int32 array, each token's passages in ascending order
-    weights : (nnz,) float32 array
-    common_tokens : (C,) int32 array of the common token ids, ascending
-    common_weights : (C, P) float32 array
+    tokens : int32 array (T,)
+        The less common token ids that occur, ascending.
+    starts : int64 array (T + 1,)
+        Token i has the entries ``starts[i]:starts[i + 1]`` of ``passages`` and ``weights``.
+    passages : int32 array (E,)
+        The passages of each token, ascending.
+    weights : float32 array (E,)
+        The weight of the token in each passage.
+    common_tokens : int32 array (C,)
+        The common token ids, ascending.
+    common_weights : float32 array (C, P)
+        The weight of each common token in each passage.
     """
 
-    def __init__(
-        self,
-        tokens: NDArray[np.int32],
-        starts: NDArray[np.int64],
-        passages: NDArray[np.int32],
-        weights: NDArray[np.float32],
-        common_tokens: NDArray[np.int32],
-        common_weights: NDArray[np.float32],
-    ) -> None:
-        self.tokens = tokens
-        self.starts = starts
-        self.passages = passages
-        self.weights = weights
-        self.common_tokens = common_tokens
-        self.common_weights = common_weights
+    tokens: NDArray[np.int32]
+    starts: NDArray[np.int64]
+    passages: NDArray[np.int32]
+    weights: NDArray[np.float32]
+    common_tokens: NDArray[np.int32]
+    common_weights: NDArray[np.float32]
 
     @classmethod
     def build(cls, weights: csr_array) -> "Postings":
-        """Invert (P, V) lexical weights that :func:`checked_rows` gave, one row per passage."""
+        """Return the postings of lexical weights (P, V) from :func:`checked_rows`, one row per passage."""
         columns = weights.tocsc()
         columns.sum_duplicates()
-        n_held = np.diff(columns.indptr)
-        is_common = 2 * n_held > weights.shape[0]
+        n_passages = np.diff(columns.indptr)
+        is_common = 2 * n_passages > weights.shape[0]
         tokens, common_tokens = (
-            np.flatnonzero(kept).astype(np.int32) for kept in (~is_common & (n_held > 0), is_common)
+            np.flatnonzero(is_chosen).astype(np.int32) for is_chosen in (~is_common & (n_passages > 0), is_common)
         )
-        is_entry_common = np.repeat(is_common, n_held)
+        is_entry_common = np.repeat(is_common, n_passages)
         passages, values = columns.indices.astype(np.int32, copy=False), columns.data.astype(np.float32, copy=False)
         common_weights = np.zeros((len(common_tokens), weights.shape[0]), np.float32)
-        rows = np.repeat(np.arange(len(common_tokens)), n_held[common_tokens])
+        rows = np.repeat(np.arange(len(common_tokens)), n_passages[common_tokens])
         common_weights[rows, passages[is_entry_common]] = values[is_entry_common]
-        starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(n_held[tokens], dtype=np.int64)])
+        starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(n_passages[tokens], dtype=np.int64)])
         return cls(tokens, starts, passages[~is_entry_common], values[~is_entry_common], common_tokens, common_weights)
 
     def scores(self, query_weights: csr_array) -> NDArray[np.float32]:
-        """Score every query with every passage: ``Σ_t w_q[t] · w_p[t]`` over the token ids that both have.
+        """Score every query with every passage: ``Σ_t w_q[t] · w_p[t]``, t over the token ids that both have.
+
+        Source: arXiv 2402.03216, section 3.2.
 
         Parameters
         ----------
-        query_weights : (Q, V) float32 csr_array
+        query_weights : float32 csr_array (Q, V)
+            A row per query.
 
         Returns
         -------
-        (Q, P) float32 array; nothing else of that size is made
+        float32 array (Q, P)
 
         Raises
         ------
         ValueError
-            If a posting that is used names no passage, in a file that was damaged.
+            If a posting of a query's token names no passage, because the file that it was read from is damaged.
 
         Examples
         --------
-        >>> from scipy.sparse import coo_array, csr_array
+        >>> from scipy.sparse import csr_array
         >>> postings = Postings.build(csr_array([[0.0, 2.0], [1.0, 1.0]]))
         >>> postings.scores(csr_array([[0.0, 0.5]])).tolist()
         [[1.0, 0.5]]
         """
-        places, is_held = _find(self.common_tokens, query_weights.indices)
+        places, is_found = _find(self.common_tokens, query_weights.indices)
         common = np.zeros((query_weights.shape[0], len(self.common_tokens)), np.float32)
         query = np.repeat(np.arange(len(common)), np.diff(query_weights.indptr))
-        np.add.at(common, (query[is_held], places[is_held]), query_weights.data[is_held])
+        np.add.at(common, (query[is_found], places[is_found]), query_weights.data[is_found])
         scores = common @ self.common_weights  # (Q, P)
-        places, is_held = _find(self.tokens, query_weights.indices)
+        places, is_found = _find(self.tokens, query_weights.indices)
         indptr = query_weights.indptr.tolist()
-        passages = self.passages.view(np.uint32)  # a negative number is out of range, too: NumPy raises for both
+        passages = self.passages.view(np.uint32)  # as uint32 a negative number is out of range, so NumPy raises
         try:
             for row, first, last in zip(scores, indptr[:-1], indptr[1:], strict=True):
-                for entry in (first + np.flatnonzero(is_held[first:last])).tolist():
+                for entry in (first + np.flatnonzero(is_found[first:last])).tolist():
                     posting = slice(self.starts[places[entry]], self.starts[places[entry] + 1])
                     row[passages[posting]] += query_weights.data[entry] * self.weights[posting]
         except IndexError as error:
@@ -105,14 +105,14 @@ class Postings:
         return scores
 
     def arrays(self) -> dict[str, NDArray[Any]]:
-        """Return what :meth:`from_arrays` takes, by the names that files give them."""
-        return {f"posting_{name}": getattr(self, name) for name in NAMES}
+        """Return the arrays that :meth:`from_arrays` reads, by their names in files."""
+        return {f"posting_{field.name}": getattr(self, field.name) for field in fields(self)}
 
     @classmethod
     def from_arrays(cls, stored: StoredArrays, n_passages: int, vocabulary_size: int) -> "Postings":
-        """Put together what was read from a file; ValueError if an array is missing or does not fit.
+        """Return the postings of stored arrays, or raise ValueError if an array is missing or does not fit.
 
-        What is as long as the corpus (``passages`` and ``weights``) is not read: :meth:`scores` checks what it uses.
+        ``passages`` and ``weights`` are as long as the corpus and are not read here: :meth:`scores` checks them.
         """
         tokens = stored.ascending("posting_tokens", ("int32",), vocabulary_size)
         common_tokens = stored.ascending("posting_common_tokens", ("int32",), vocabulary_size)
@@ -130,12 +130,14 @@ class Postings:
 
 
 def checked_rows(weights: csr_array, dtype: type[np.float32] | None = None) -> csr_array:
-    """Return lexical weights as a csr_array whose indices are in range: SciPy writes wherever they point to.
+    """Return lexical weights as a csr_array with every index in range; SciPy would write to any other address.
 
     Parameters
     ----------
-    weights : a (texts, vocabulary) array, sparse in any layout or not
-    dtype : of the result; None leaves it
+    weights : sparse array of any layout, or array (texts, vocabulary)
+        The weights.
+    dtype : type
+        The dtype of the result; None keeps it.
 
     Raises
     ------
@@ -152,14 +154,14 @@ def checked_rows(weights: csr_array, dtype: type[np.float32] | None = None) -> c
         rows.check_format(full_check=True)
     except ValueError as error:
         raise ValueError(
-            f"sparse weights must be a sound (texts, vocabulary) csr_array, such as Embeddings.sparse, found {error}"
+            f"sparse weights must be a valid (texts, vocabulary) csr_array, such as Embeddings.sparse, found {error}"
         ) from error
     return rows
 
 
 def _find(tokens: NDArray[np.int32], wanted: NDArray[np.integer]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Return the place of each wanted token id among ascending ones, and whether it is there."""
+    """Return the position of each wanted token id in ascending ``tokens``, and whether it is there."""
     places = np.searchsorted(tokens, wanted)
-    is_held = places < len(tokens)
-    is_held[is_held] = tokens[places[is_held]] == wanted[is_held]
-    return places, is_held
+    is_found = places < len(tokens)
+    is_found[is_found] = tokens[places[is_found]] == wanted[is_found]
+    return places, is_found

@@ -1,4 +1,4 @@
-"""Rankings: the best of each row of scores, and what a ranking is worth."""
+"""Rankings: the k best passages of each query, and metrics of their quality."""
 
 from collections.abc import Mapping, Sequence
 
@@ -7,18 +7,21 @@ from numpy.typing import NDArray
 
 
 def top_k(scores: NDArray[np.float32], k: int) -> NDArray[np.int64]:
-    """Return the columns of each row's k largest scores, largest first; of equal ones the lower column first.
+    """Return the columns of each row's k largest scores, largest first; ties are ranked by column.
 
-    Exact: partial selection finds the k-th largest value of a row, and only what reaches it is sorted.
+    The result is exact. Partial selection finds the k-th largest score of a row, and only scores that reach it are
+    sorted.
 
     Parameters
     ----------
-    scores : (Q, P) float32 array
-    k : at least 1; all P columns if there are fewer
+    scores : float32 array (Q, P)
+        A row per query.
+    k : int
+        At least 1; a row with fewer columns gives all of them.
 
     Returns
     -------
-    (Q, min(k, P)) int64 array
+    int64 array (Q, min(k, P))
 
     Raises
     ------
@@ -35,7 +38,7 @@ def top_k(scores: NDArray[np.float32], k: int) -> NDArray[np.int64]:
     k = min(k, n_passages)
     best = np.empty((n_queries, k), np.int64)
     for i, row in enumerate(scores if k else ()):
-        largest = np.partition(row, n_passages - k)[n_passages - k :]  # the k-th first, NaN last
+        largest = np.partition(row, n_passages - k)[n_passages - k :]  # the k-th largest comes first, NaN last
         if not (largest < np.inf).all():
             raise ValueError(
                 "a score is NaN or infinite: the vectors of a query or passage hold NaN or infinity; encode them again"
@@ -48,21 +51,24 @@ def top_k(scores: NDArray[np.float32], k: int) -> NDArray[np.int64]:
 
 
 def quality(scores: NDArray[np.float32], judgments: Sequence[Mapping[int, float]], metric: str) -> NDArray[np.float64]:
-    """Return what each query's ranking is worth, from 0 to 1.
+    """Return the quality of each query's ranking, from 0 to 1.
 
-    ``ndcg@k``: ``Σ gain / log2(rank + 1)`` over the judged passages ranked 1 to k, divided by that of the best
-    ranking. ``mrr@k``: 1 / rank of the first judged passage, 0 beyond k. ``recall@k``: the share of the
-    judged passages that are ranked 1 to k. Equal scores are ranked by column, as :func:`top_k` does.
+    ``ndcg@k``: DCG = ``Σ gain / log2(rank + 1)`` over the judged passages at ranks 1 to k, divided by the DCG of the
+    ideal ranking (Järvelin and Kekäläinen, 2002). ``mrr@k``: ``1 / rank`` of the first judged passage, 0 if it is
+    beyond k. ``recall@k``: the share of the judged passages at ranks 1 to k. Ties are ranked by column.
 
     Parameters
     ----------
-    scores : (Q, P) float32 array
-    judgments : for each query {passage column: gain}; a gain must be greater than 0, and each query needs one
-    metric : "ndcg@k", "mrr@k" or "recall@k" with a number for k
+    scores : float32 array (Q, P)
+        A row per query.
+    judgments : Q mappings {passage column: gain}
+        Each has at least one passage; gains are greater than 0.
+    metric : str
+        "ndcg@k", "mrr@k" or "recall@k" with a number for k.
 
     Returns
     -------
-    (Q,) float64 array
+    float64 array (Q,)
 
     Raises
     ------
@@ -82,7 +88,7 @@ def quality(scores: NDArray[np.float32], judgments: Sequence[Mapping[int, float]
     gain = np.array([value for judged in judgments for value in judged.values()], np.float64)
     judged_scores = scores[query, passage][:, None]
     rank = np.empty(len(query), np.int64)
-    step = max(1, (16 << 20) // max(1, scores.shape[1]))  # judged passages at once: 16 MB of comparisons
+    step = max(1, (16 << 20) // max(1, scores.shape[1]))  # judged passages ranked at once; bounds a comparison to 16 MB
     for first in range(0, len(query), step):
         part = slice(first, first + step)
         rows = scores[query[part]]
@@ -105,7 +111,7 @@ def quality(scores: NDArray[np.float32], judgments: Sequence[Mapping[int, float]
 
 
 def check_metric(metric: str) -> tuple[str, int]:
-    """Return a metric's name and its k, or raise ValueError."""
+    """Return the name and the k of a metric, or raise ValueError if it is unknown."""
     name, _, k = metric.partition("@")
     if name not in ("ndcg", "mrr", "recall") or not k.isdecimal() or int(k) < 1:
         raise ValueError(f"metric must be 'ndcg@k', 'mrr@k' or 'recall@k' with a k of at least 1, found {metric!r}")
@@ -113,7 +119,7 @@ def check_metric(metric: str) -> tuple[str, int]:
 
 
 def check_judgments(judgments: Sequence[Mapping[int, float]], n_queries: int, n_passages: int) -> None:
-    """Raise ValueError, naming the query, if judgments do not fit that many queries and passages."""
+    """Raise ValueError with the query's number if judgments do not fit so many queries and passages."""
     if len(judgments) != n_queries:
         raise ValueError(f"judgments must be one mapping per query, found {len(judgments)} for {n_queries} queries")
     for i, judged in enumerate(judgments):

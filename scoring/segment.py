@@ -1,33 +1,37 @@
-"""Passages of a searched corpus that were added together: what a search reads, and what is saved."""
+"""Segment: passages that were added to a corpus together, in the form in which they are searched and saved."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bgem3.scoring.embeddings import Embeddings
-from bgem3.scoring.ids import has_repeats
 from bgem3.scoring.postings import Postings, checked_rows
-from bgem3.scoring.stored_arrays import DAMAGED, FLOATS, LARGEST_VOCABULARY, OFFSETS, StoredArrays
+from bgem3.scoring.stored_arrays import FLOATS, LARGEST_VOCABULARY, OFFSETS, StoredArrays
 from bgem3.scoring.token_vectors import MultiVectors, Storage
 
-NUMBERS = ("vocabulary_size", "storage_error")
+NUMBERS = ("vocabulary_size", "storage_error")  # fields that files store as arrays of one value
 
 
 @dataclass(frozen=True, kw_only=True)
 class Segment:
-    """Passages that were added together.
+    """Passages that were added to a corpus together.
 
     Attributes
     ----------
-    ids : (P,) int64 or str array
-    dense : (P, D) float32 array
-    postings, multivector : the passages' lexical weights and token vectors
-    vocabulary_size : how many token ids lexical weights may have
-    storage_error : the largest ``‖v - stored v‖`` of the token vectors
+    ids : int64 or str array (P,)
+        The passages' ids.
+    dense : float array (P, D)
+        Rows of unit length.
+    postings : Postings
+        The passages' lexical weights by token id.
+    multivector : MultiVectors
+        The passages' token vectors.
+    vocabulary_size : int
+        How many token ids lexical weights may have.
+    storage_error : float
+        The largest ``‖v - stored v‖`` of the token vectors.
     """
 
     ids: NDArray[Any]
@@ -39,7 +43,7 @@ class Segment:
 
     @classmethod
     def build(cls, passages: Embeddings, ids: NDArray[Any], storage: Storage) -> "Segment":
-        """Invert the passages' lexical weights, and store their multi-vectors as asked.
+        """Return the segment of passages, with their lexical weights inverted and their multi-vectors in a storage.
 
         Raises
         ------
@@ -62,14 +66,14 @@ class Segment:
         )
 
     def arrays(self) -> dict[str, NDArray[Any]]:
-        """Return what :meth:`from_arrays` takes, by the names that files give them."""
+        """Return the arrays that :meth:`from_arrays` reads, by their names in files."""
         named = {"ids": self.ids, "dense": self.dense}
         named |= {name: np.array([getattr(self, name)]) for name in NUMBERS}
         return named | self.postings.arrays() | self.multivector.arrays()
 
     @classmethod
     def from_arrays(cls, stored: StoredArrays) -> "Segment":
-        """Put together what was read from a file; ValueError if an array is missing or does not fit."""
+        """Return the segment of stored arrays, or raise ValueError if an array is missing or does not fit."""
         ids = stored.take("ids", ("int64", "str"), (None,))
         vocabulary_size = int(stored.number("vocabulary_size", OFFSETS, 0, LARGEST_VOCABULARY))
         return cls(
@@ -81,26 +85,12 @@ class Segment:
             storage_error=stored.take("storage_error", ("float64",), (1,))[0].item(),
         )
 
-
-def check_segments(segments: Sequence[Segment], where: Path) -> None:
-    """Raise ValueError if segments differ in width, vocabulary, storage or kind of ids, or an id is there twice."""
-    if not segments:
-        raise ValueError(f"{where}: it has no part; {DAMAGED}")
-    filled = [segment for segment in segments if len(segment.ids)]
-    for name, values in (
-        ("width of dense vectors", [segment.dense.shape[1] for segment in segments]),
-        ("width of multi-vectors", [segment.multivector.packed.shape[1] for segment in segments]),
-        ("storage of multi-vectors", [segment.multivector.storage for segment in segments]),
-        ("vocabulary size", [segment.vocabulary_size for segment in segments]),
-        ("kind of ids", [segment.ids.dtype.type.__name__ for segment in filled]),
-    ):
-        if len(set(values)) > 1:
-            raise ValueError(f"{where}: its parts must have one {name}, found {values[:8]}; {DAMAGED}")
-    if filled and has_repeats(np.concatenate([segment.ids for segment in filled])):
-        raise ValueError(f"{where}: it holds an id twice; {DAMAGED}")
+    def __len__(self) -> int:
+        return len(self.ids)
 
 
 def _check_outputs(passages: Embeddings) -> None:
+    """Raise ValueError if the outputs are of different texts, or a score could not read them."""
     multivector, sparse, dense = passages.multivector, passages.sparse, passages.dense
     multivector.check()
     if dense.ndim != 2 or dense.dtype.name not in FLOATS:
@@ -112,4 +102,6 @@ def _check_outputs(passages: Embeddings) -> None:
             f"{sparse.shape[0]} rows of sparse weights and {len(multivector)} multi-vectors"
         )
     if sparse.shape[1] > LARGEST_VOCABULARY:
-        raise ValueError(f"sparse weights may have {LARGEST_VOCABULARY} token ids, found {sparse.shape[1]}")
+        raise ValueError(
+            f"sparse weights must have at most {LARGEST_VOCABULARY} token ids, found {sparse.shape[1]} columns"
+        )

@@ -1,4 +1,4 @@
-"""Sparse (lexical) score: shared tokens, each counted with the product of its two weights."""
+"""Sparse (lexical) score: the weighted number of tokens that two texts share."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,19 +8,21 @@ from bgem3.scoring.postings import Postings, checked_rows
 
 
 def sparse_scores(query_weights: csr_array, passage_weights: csr_array) -> NDArray[np.float32]:
-    """Score every query with every passage: the sum over shared token ids of ``w_q · w_p``.
+    """Score every query with every passage: ``s(q, p) = Σ_t w_q[t] · w_p[t]``, t over the shared token ids.
 
-    Source: arXiv 2402.03216, section 3.2. The score is not normalised: a text scored with itself near
-    0.2 is normal. A text without weighted tokens (an empty one, say) scores 0 with everything.
+    Source: arXiv 2402.03216, section 3.2. The score is not normalized: about 0.2 is usual even for a text and itself.
+    A text without weighted tokens, such as an empty text, scores 0 with everything.
 
     Parameters
     ----------
-    query_weights : (Q, V) float csr_array, one row per query, one column per token id
-    passage_weights : (P, V) float csr_array
+    query_weights : float csr_array (Q, V)
+        A row per query, a column per token id.
+    passage_weights : float csr_array (P, V)
+        A row per passage.
 
     Returns
     -------
-    (Q, P) float32 array
+    float32 array (Q, P)
 
     Raises
     ------
@@ -39,15 +41,18 @@ def sparse_scores(query_weights: csr_array, passage_weights: csr_array) -> NDArr
 
 
 def sparse_pair_scores(query_weights: csr_array, passage_weights: csr_array) -> NDArray[np.float32]:
-    """Score query i with passage i only; same formula as :func:`sparse_scores`.
+    """Score query i with passage i only: ``s(q, p) = Σ_t w_q[t] · w_p[t]``, t over the shared token ids.
+
+    Source: arXiv 2402.03216, section 3.2.
 
     Parameters
     ----------
-    query_weights, passage_weights : (N, V) float csr_array
+    query_weights, passage_weights : float csr_arrays (N, V)
+        A row per text, a column per token id.
 
     Returns
     -------
-    (N,) float32 array
+    float32 array (N,)
 
     Raises
     ------
@@ -69,6 +74,7 @@ def sparse_pair_scores(query_weights: csr_array, passage_weights: csr_array) -> 
 
 
 def _check(query_weights: csr_array, passage_weights: csr_array) -> tuple[csr_array, csr_array]:
+    """Return both sides as checked float32 rows, or raise ValueError if they cannot be scored together."""
     for weights in (query_weights, passage_weights):
         if not isinstance(weights, (np.ndarray, sparray, spmatrix)) or weights.ndim != 2:
             raise ValueError(

@@ -1,10 +1,13 @@
-"""Named arrays on disk: one .npz file, or a folder of parts that opens memory-mapped. Nothing is pickled.
+"""Folders of parts, each a set of named arrays, that open memory-mapped and are replaced in one step.
 
-A folder holds ``index.json`` and one sub-folder of .npy files per part. A save writes new parts under new names. It
-then replaces ``index.json``, which lists the parts, in one step, and removes the parts that are no longer listed.
-``.bgem3.unlisted`` names the parts that a save adds and removes. If the save is stopped, the next one removes those
-parts that the note names and ``index.json`` does not list, and nothing else. A process locks ``.bgem3.lock`` while it
-saves. Readers need no lock: if ``index.json`` has changed while they opened the parts, they open them again.
+A folder has ``index.json`` and a sub-folder of .npy files per part. A save writes new parts under new names, replaces
+``index.json``, which lists the parts, in one step, and removes the parts that it no longer lists.
+
+``.bgem3.unlisted`` names the parts that a save adds and removes. If the save is stopped, the next save removes the
+parts that this file names and ``index.json`` does not list, and nothing else.
+
+A process locks ``.bgem3.lock`` while it saves. Readers need no lock: if ``index.json`` has changed while they opened
+the parts, they open them again.
 """
 
 import errno
@@ -15,54 +18,41 @@ import stat
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, BinaryIO, TypeAlias
+from typing import Any
 
-import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
 
-from bgem3.scoring.array_files import map_npy
-from bgem3.scoring.atomic_files import is_temporary, remove, sync_tree, whole_file
+from bgem3.scoring.array_files import Arrays, map_npy, write_npy
+from bgem3.scoring.atomic_files import is_temporary, whole_file
+from bgem3.scoring.file_system import remove, sync_tree
 from bgem3.scoring.index_file import PART, read_index
 
-Arrays: TypeAlias = Mapping[str, NDArray[Any]]
 FORMAT = 1
 INDEX, LOCK, UNLISTED = "index.json", ".bgem3.lock", ".bgem3.unlisted"
-N_TRIES = 1000  # times that a folder is read or locked anew because another process changed it meanwhile
-
-
-def save_npz(path: Path, arrays: Arrays) -> None:
-    """Write arrays to one .npz file, whole or not at all."""
-    with whole_file(path) as file:
-        write_npz(file, arrays)
-
-
-def write_npz(file: BinaryIO, arrays: Arrays) -> None:
-    """Write arrays to an open file in the .npz format."""
-    np.savez(file, **arrays)  # type: ignore[arg-type]
+N_TRIES = 1000  # attempts to read or lock a folder that other processes keep changing; far more than ever needed
 
 
 @contextmanager
 def locked_folder(folder: Path, kind: str) -> Iterator[Path]:
-    """Make a folder if there is none, and keep other processes and threads from saving to it until the block ends.
+    """Lock a folder, made if there is none, so that other processes and threads wait to save to it.
 
-    The block gets the folder's real path, with all links followed. If it raises before anything was ever saved there,
-    the folder is left as it was found.
+    The block gets the folder's real path, with all links followed. If the block raises before the folder's first save,
+    the folder is restored.
 
     Raises
     ------
     ValueError
         If the folder holds something else.
     OSError
-        If it is no folder, or cannot be made or written to.
+        If it is no folder, or cannot be created or written to.
     """
     folder = Path(os.path.realpath(folder))
     is_new, is_unlocked = not folder.exists(), not (folder / LOCK).exists()
     try:
         _check_folder(folder, kind)
     except ValueError:
-        if not (folder / LOCK).exists():  # else another process may be saving there for the first time
+        if not (folder / LOCK).exists():  # otherwise another process may be making its first save
             raise
     lock = _lock(folder)
     try:
@@ -70,7 +60,7 @@ def locked_folder(folder: Path, kind: str) -> Iterator[Path]:
         yield folder
     except BaseException:
         if is_unlocked and not (folder / INDEX).exists():
-            with suppress(OSError):  # Windows removes no open file; a folder that is not empty stays
+            with suppress(OSError):  # Windows cannot remove an open file; a folder with files stays
                 (folder / LOCK).unlink()
                 if is_new:
                     folder.rmdir()
@@ -82,26 +72,32 @@ def locked_folder(folder: Path, kind: str) -> Iterator[Path]:
 def save_parts(
     folder: Path, kind: str, parts: Sequence[Arrays | str], facts: Mapping[str, Any], known: Sequence[str] | None = None
 ) -> list[str]:
-    """Make a folder hold these parts and no others; call it in a block of :func:`locked_folder`.
+    """Replace the parts of a folder; call it inside :func:`locked_folder`.
 
     Parameters
     ----------
-    folder : a locked folder
-    kind : what the parts are, checked by :func:`load_parts`
-    parts : arrays to write, or the name of a part that the folder already holds
-    facts : kept in ``index.json``; anything that JSON can hold
-    known : the parts that the folder must hold, if it holds any; None if they may be any
+    folder : Path
+        A locked folder.
+    kind : str
+        What the parts are; :func:`load_parts` compares it.
+    parts : sequence of Arrays or str
+        Arrays to write, or the name of a part that is in the folder already.
+    facts : mapping
+        Further values for ``index.json``.
+    known : sequence of str
+        The parts that the folder must have if it has any; None allows any.
 
     Returns
     -------
-    The parts' names
+    list of str
+        The parts' names.
 
     Raises
     ------
     RuntimeError
-        If the folder holds other parts than those known.
+        If the folder has other parts than the known ones.
     OSError
-        If the disk is full or not writable. What was written is removed.
+        If the disk is full or not writable; the new files are then removed.
     """
     listed = _listed(folder, kind)
     if known is not None and listed and listed != list(known):
@@ -128,20 +124,25 @@ def save_parts(
 
 
 def load_parts(folder: Path, kind: str) -> tuple[dict[str, dict[str, NDArray[Any]]], dict[str, Any]]:
-    """Open a folder's parts memory-mapped, read-only. While others save, they are those before or after a save, whole.
+    """Open a folder's parts, memory-mapped and read-only.
+
+    While other processes save, the result is the state before or after a save, never a mixture.
 
     Returns
     -------
-    The parts' arrays by name, in their order, and the facts
+    parts : dict of dicts of arrays
+        The arrays of each part, by the part's name, in the order of the index.
+    index : dict
+        The values of ``index.json``.
 
     Raises
     ------
     FileNotFoundError
         If the folder has no ``index.json``, or a part is missing.
     ValueError
-        If the folder holds another kind or format, or a file is damaged.
+        If the folder has another kind or format, or a file is damaged.
     RuntimeError
-        If the folder changes all the time.
+        If the folder changed on every attempt.
     """
     for _ in range(N_TRIES):
         index = _read_index(folder, kind)
@@ -150,7 +151,7 @@ def load_parts(folder: Path, kind: str) -> tuple[dict[str, dict[str, NDArray[Any
             parts = {name: _map_part(folder / name) for name in index["parts"]}
         except (OSError, ValueError) as caught:
             error = caught
-        if _read_index(folder, kind) == index:  # else a save may have removed parts before they were mapped
+        if _read_index(folder, kind) == index:  # otherwise a save may have removed parts before they were mapped
             if error is not None:
                 raise error
             return parts, index
@@ -158,7 +159,7 @@ def load_parts(folder: Path, kind: str) -> tuple[dict[str, dict[str, NDArray[Any
 
 
 def _check_folder(folder: Path, kind: str) -> None:
-    """Raise ValueError or OSError if a save to the folder could harm what is there."""
+    """Raise ValueError or OSError if a save to the folder could harm other files in it."""
     try:
         mode = folder.stat().st_mode
     except FileNotFoundError:
@@ -168,8 +169,8 @@ def _check_folder(folder: Path, kind: str) -> None:
     if os.path.lexists(folder / INDEX):
         _read_index(folder, kind)
         return
-    ours = {LOCK, UNLISTED, *_noted(folder)}  # left by a first save that was stopped
-    others = sorted(path.name for path in folder.iterdir() if path.name not in ours and not is_temporary(path.name))
+    own = {LOCK, UNLISTED, *_noted(folder)}  # a first save that was stopped leaves these
+    others = sorted(path.name for path in folder.iterdir() if path.name not in own and not is_temporary(path.name))
     if others:
         names = ", ".join(map(repr, others[:3])) + (", ..." if len(others) > 3 else "")
         raise ValueError(
@@ -178,23 +179,24 @@ def _check_folder(folder: Path, kind: str) -> None:
 
 
 def _lock(folder: Path) -> FileLock:
-    """Lock a folder for saving; made anew if another process, whose first save failed, removes it meanwhile."""
+    """Lock a folder for saving; create it again if another process, whose first save failed, removes it."""
     for _ in range(N_TRIES):
         folder.mkdir(parents=True, exist_ok=True)
         with suppress(FileNotFoundError):
-            lock = FileLock(folder / LOCK, mode=folder.stat().st_mode & 0o666)  # for all who may write to the folder
+            # every user who may write to the folder may lock it
+            lock = FileLock(folder / LOCK, mode=folder.stat().st_mode & 0o666)
             lock.acquire()
             return lock
-    raise FileNotFoundError(f"{folder} was removed {N_TRIES} times while it was to be locked")
+    raise FileNotFoundError(f"{folder} was removed {N_TRIES} times before it could be locked; try again")
 
 
 def _listed(folder: Path, kind: str) -> list[str]:
-    """Return the names of the parts that a folder's index lists; none if it has no index."""
+    """Return the names of the parts that a folder's index lists; none if there is no index."""
     return list(_read_index(folder, kind)["parts"]) if (folder / INDEX).exists() else []
 
 
 def _noted(folder: Path) -> list[str]:
-    """Return the names of the parts that a save which did not end was to add or remove."""
+    """Return the names of the parts that an unfinished save was adding or removing."""
     path = folder / UNLISTED
     if path.is_symlink() or not path.is_file():
         return []
@@ -202,7 +204,7 @@ def _noted(folder: Path) -> list[str]:
 
 
 def _remove_unlisted(folder: Path, listed: Sequence[str]) -> list[str]:
-    """Remove the noted parts that are not listed; return those that cannot be removed, as mapped files on Windows."""
+    """Remove the noted parts that are not listed; return the parts left, such as mapped files on Windows."""
     noted = [name for name in _noted(folder) if name not in listed]
     for name in noted:
         remove(folder / name)
@@ -213,17 +215,17 @@ def _remove_unlisted(folder: Path, listed: Sequence[str]) -> list[str]:
 
 
 def _write_part(folder: Path, arrays: Arrays) -> None:
+    """Write the arrays of a part to a new sub-folder, and wait until they are on disk."""
     folder.mkdir()
     for name, array in arrays.items():
-        with (folder / f"{name}.npy").open("xb") as file:
-            # given the file itself, NumPy writes with C's stdio and overlooks a full disk
-            np.save(SimpleNamespace(write=file.write), array, allow_pickle=False)
+        write_npy(folder / f"{name}.npy", array)
     sync_tree(folder)
 
 
 def _map_part(folder: Path) -> dict[str, NDArray[Any]]:
+    """Return the memory-mapped arrays of a part by name."""
     if not folder.is_dir():
-        raise FileNotFoundError(f"{folder} is missing, but {INDEX} lists it; save the whole again to a new folder")
+        raise FileNotFoundError(f"{folder} is missing, but {INDEX} lists it; save everything again to a new folder")
     return {path.stem: map_npy(path) for path in sorted(folder.glob("*.npy"))}
 
 

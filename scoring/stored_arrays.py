@@ -1,7 +1,7 @@
-"""Arrays read from a file. Each is checked when it is taken: its dtype, rank, lengths, order and range.
+"""StoredArrays: the arrays of a file, each checked for dtype, shape, order and range before it is used.
 
-SciPy and the scores trust these properties: an index out of range would write outside of an array. Values are not read
-where that would read a whole corpus: a search refuses scores that are NaN, and postings that name no passage.
+SciPy and the scores rely on these checks: SciPy would follow an index out of range to any address in memory. Arrays as
+long as the corpus are not read here. Instead, a search refuses NaN scores and postings that name no passage.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,9 @@ FLOATS = ("float16", "float32", "float64")
 INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
 OFFSETS = ("int32", "int64")
 DAMAGED = "the file is damaged: save or copy it again"
-LARGEST_VOCABULARY = 1 << 24  # a hundred times that of BGE-M3; an array of one number a token id is still small
+LARGEST_VOCABULARY = (
+    1 << 24
+)  # token ids; 67 times BGE-M3's vocabulary, while an array with a number per token id stays small
 
 
 class StoredArrays:
@@ -23,9 +25,12 @@ class StoredArrays:
 
     Parameters
     ----------
-    arrays : by the names that the file gives them
-    where : the file or folder, for messages
-    advice : what a wrong array means, and what to do
+    arrays : Mapping[str, NDArray]
+        The arrays by their names in the file.
+    where : Path or str
+        The file or folder, for messages.
+    advice : str
+        What a wrong array means and what to do about it, for messages.
     """
 
     def __init__(self, arrays: Mapping[str, NDArray[Any]], where: object, advice: str = DAMAGED) -> None:
@@ -37,11 +42,11 @@ class StoredArrays:
         return name in self._arrays
 
     def has_output(self, name: str) -> bool:
-        """Return whether any array of an output is there, so that a part of one is never taken for none."""
+        """Return whether there is any array of an output; an output with some arrays missing is then refused."""
         return any(found == name or found.startswith(f"{name}_") for found in self._arrays)
 
     def error(self, what: str) -> ValueError:
-        """Return the error that says what is wrong, where, and what to do."""
+        """Return a ValueError that says where the arrays are, what is wrong and what to do."""
         return ValueError(f"{self._where}: {what}; {self._advice}")
 
     def take(self, name: str, dtypes: Sequence[str], shape: Sequence[int | None]) -> NDArray[Any]:
@@ -49,14 +54,17 @@ class StoredArrays:
 
         Parameters
         ----------
-        name : its name
-        dtypes : names of the dtypes it may have, in this machine's byte order; "str" for strings of any length
-        shape : its lengths, None for any
+        name : str
+            Its name.
+        dtypes : sequence of str
+            The dtypes that it may have, in native byte order; "str" stands for strings of any length.
+        shape : sequence of int or None
+            The lengths of its dimensions; None allows any length.
 
         Raises
         ------
         ValueError
-            If it is missing, or its dtype, rank or a length is another.
+            If it is missing, or has another dtype, rank or length.
         """
         if name not in self._arrays:
             raise ValueError(f"{self._where} has no array {name!r}, found {sorted(self._arrays)}; {self._advice}")
@@ -73,51 +81,33 @@ class StoredArrays:
         return array
 
     def number(self, name: str, dtypes: Sequence[str], low: float, high: float) -> int | float:
-        """Return the only value of an array, from ``low`` to ``high``.
-
-        Raises
-        ------
-        ValueError
-            As :meth:`take`, and if the number is out of range.
-        """
+        """Return the only value of an array, or raise ValueError unless it is from ``low`` to ``high``."""
         value: int | float = self.take(name, dtypes, (1,))[0].item()
         if not low <= value <= high:
             raise self.error(f"array {name!r} must hold a number from {low} to {high}, found {value}")
         return value
 
     def offsets(self, name: str, n_rows: int | None, n_entries: int) -> NDArray[np.int64]:
-        """Return offsets of rows that share ``n_entries``: they ascend from 0 to that number.
-
-        Raises
-        ------
-        ValueError
-            As :meth:`take`, and if they do not.
-        """
+        """Return the offsets of rows, or raise ValueError unless they ascend from 0 to ``n_entries``."""
         offsets = self.take(name, OFFSETS, (None if n_rows is None else n_rows + 1,))
         if wrong := wrong_offsets(offsets, n_entries):
             raise self.error(f"array {name!r} {wrong}")
         return offsets.astype(np.int64, copy=False)
 
     def ascending(self, name: str, dtypes: Sequence[str], end: int) -> NDArray[Any]:
-        """Return different whole numbers from 0 to below ``end``, in ascending order.
-
-        Raises
-        ------
-        ValueError
-            As :meth:`take`, and if they are not.
-        """
+        """Return whole numbers, or raise ValueError unless they strictly ascend within 0 to ``end - 1``."""
         numbers = self.take(name, dtypes, (None,))
         if len(numbers) and (numbers[0] < 0 or numbers[-1] >= end or (numbers[1:] <= numbers[:-1]).any()):
             raise self.error(f"array {name!r} must ascend within 0 to {end - 1}, found {_head(numbers)}")
         return numbers
 
     def lexical_weights(self, n_texts: int) -> csr_array:
-        """Return the (n_texts, V) matrix of arrays ``sparse_data``, ``_indices``, ``_indptr`` and ``_shape``.
+        """Return the matrix (n_texts, V) stored in ``sparse_data``, ``_indices``, ``_indptr`` and ``_shape``.
 
         Raises
         ------
         ValueError
-            As :meth:`take`, and if an index is out of range, a text has one twice or the offsets do not ascend.
+            As :meth:`take`, and if an index is out of range, a text has a token id twice, or offsets do not ascend.
         """
         data = self.take("sparse_data", FLOATS, (None,))
         indices = self.take("sparse_indices", OFFSETS, data.shape)
@@ -136,12 +126,12 @@ class StoredArrays:
         return weights
 
     def order_within_rows(self, name: str, offsets: NDArray[np.integer]) -> NDArray[np.int64]:
-        """Return positions of entries: each row's own, in any order, row by row.
+        """Return a permutation of all entries' positions that keeps each row's entries within the row.
 
         Raises
         ------
         ValueError
-            As :meth:`take`, and if a position is another row's, repeated or out of range.
+            As :meth:`take`, and if a position is repeated, out of range or in another row.
         """
         order = self.take(name, OFFSETS, (int(offsets[-1]),))
         rows = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
@@ -150,18 +140,21 @@ class StoredArrays:
         is_found = np.zeros(len(order), bool)
         is_found[order] = True
         if not is_found.all() or (rows[order] != rows).any():
-            raise self.error(f"array {name!r} must hold each text's own positions, each once")
+            raise self.error(f"array {name!r} must hold each position of a text once, text by text")
         return order.astype(np.int64, copy=False)
 
 
 def wrong_offsets(offsets: NDArray[np.integer], n_entries: int, *, has_gaps: bool = False) -> str | None:
-    """Return what is wrong with offsets of rows that share ``n_entries``, None if they ascend from 0 to that number.
+    """Return what is wrong with the offsets of rows, or None if they ascend from 0 to ``n_entries``.
 
     Parameters
     ----------
-    offsets : (N + 1,) integer array
-    n_entries : how many entries there are
-    has_gaps : whether entries before the first row and after the last one may be no row's
+    offsets : integer array (N + 1,)
+        Row i has the entries ``offsets[i]:offsets[i + 1]``.
+    n_entries : int
+        How many entries there are.
+    has_gaps : bool
+        Whether entries before the first row and after the last row may belong to no row.
 
     Examples
     --------
@@ -178,6 +171,7 @@ def wrong_offsets(offsets: NDArray[np.integer], n_entries: int, *, has_gaps: boo
 
 
 def _repeats_a_column(matrix: csr_array) -> bool:
+    """Return whether a row has two entries in one column."""
     if matrix.has_canonical_format:
         return False
     columns = csr_array((matrix.data, matrix.indices, matrix.indptr), shape=matrix.shape, copy=True)
@@ -186,5 +180,5 @@ def _repeats_a_column(matrix: csr_array) -> bool:
 
 
 def _head(array: NDArray[Any]) -> str:
-    """Return an array's first values, for a message."""
+    """Return the first values of an array, for a message."""
     return f"{array.ravel()[:8].tolist()}"[:-1] + (", ...]" if array.size > 8 else "]")

@@ -1,4 +1,4 @@
-"""The token vectors of many texts, packed, and stored as float32, float16 or int8."""
+"""MultiVectors: the token vectors of many texts in one array, stored as float32, float16 or int8."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal, TypeAlias, get_args, overload
@@ -10,21 +10,24 @@ from bgem3.scoring.float32 import ROWS_PER_STEP, as_float32
 from bgem3.scoring.stored_arrays import FLOATS, StoredArrays, wrong_offsets
 
 Storage: TypeAlias = Literal["float32", "float16", "int8"]
-"""How multi-vectors are kept. Scores are computed in float32 from each."""
+"""The dtype in which multi-vectors are stored; scores are computed in float32 from each."""
 
 STORAGES: tuple[Storage, ...] = get_args(Storage)
 
 
 class MultiVectors(Sequence[NDArray[np.float32]]):
-    """The token vectors of many texts in one packed array; item i is text i's (vectors_i, D) float32 array.
+    """The token vectors of N texts in one packed array; item i is text i's float32 array (M_i, D).
 
-    Items are views of float32 storage, and copies of any other.
+    Items are views if the storage is float32, and dequantized or converted copies otherwise.
 
     Parameters
     ----------
-    packed : (M, D) float32, float16 or int8 array, the texts' vectors one after another
-    offsets : (N + 1,) int64 array; text i owns rows ``offsets[i]:offsets[i + 1]``
-    scales : (M,) float32 array that int8 rows are multiplied by; None for floats
+    packed : float32, float16 or int8 array (M, D)
+        The vectors of all texts, text after text.
+    offsets : int64 array (N + 1,)
+        Text i has the rows ``offsets[i]:offsets[i + 1]``.
+    scales : float32 array (M,)
+        Factors that dequantize int8 rows; None for floats.
     """
 
     def __init__(
@@ -39,7 +42,9 @@ class MultiVectors(Sequence[NDArray[np.float32]]):
 
     @classmethod
     def pack(cls, texts: Sequence[NDArray[np.floating]]) -> "MultiVectors":
-        """Pack one (vectors_i, D) array per text: float16 if all are, else float32; packed input is returned as is.
+        """Pack one array (M_i, D) per text; MultiVectors are returned as they are.
+
+        The storage is float16 if every array is float16, else float32.
 
         Raises
         ------
@@ -75,7 +80,9 @@ class MultiVectors(Sequence[NDArray[np.float32]]):
         kinds = {(part.storage, part.packed.shape[1]) for part in parts if len(part)}
         if len(kinds) > 1 or not parts:
             raise ValueError(f"multi-vectors must have one storage and width, found {sorted(kinds)}")
-        parts = [part.without_gaps() for part in parts if len(part)] or parts[:1]  # of no texts, any width will do
+        parts = [part.without_gaps() for part in parts if len(part)] or parts[
+            :1
+        ]  # parts of no texts may have any width
         starts = np.cumsum([0] + [len(part.packed) for part in parts])
         offsets = [part.offsets[1:] + start for part, start in zip(parts, starts, strict=False)]
         scales = [part.scales for part in parts if part.scales is not None]
@@ -87,15 +94,15 @@ class MultiVectors(Sequence[NDArray[np.float32]]):
 
     @property
     def storage(self) -> Storage:
-        """The dtype's name, one of "float32", "float16" and "int8"."""
+        """The name of the dtype: "float32", "float16" or "int8"."""
         return self.packed.dtype.name  # type: ignore[return-value]
 
     def rows(self, first: int, last: int) -> NDArray[np.float32]:
-        """Return packed rows ``first:last`` as float32: a view of float32 storage, else a new array."""
+        """Return the packed rows ``first:last`` as float32: a view if they are stored so, else a new array."""
         return as_float32(self.packed[first:last], None if self.scales is None else self.scales[first:last])
 
     def take(self, index: NDArray[np.int64]) -> "MultiVectors":
-        """Return the texts at ``index`` (N',), in its order, as stored; a run of neighbours is a view."""
+        """Return the texts at the positions ``index``, in that order and storage; a run of neighbors is a view."""
         rows: slice | NDArray[np.int64]
         rows, offsets = ranges(self.offsets[index], np.diff(self.offsets)[index])
         if len(index) and (np.diff(index) == 1).all():
@@ -103,13 +110,13 @@ class MultiVectors(Sequence[NDArray[np.float32]]):
         return MultiVectors(self.packed[rows], offsets, None if self.scales is None else self.scales[rows])
 
     def arrays(self) -> dict[str, NDArray[Any]]:
-        """Return what :meth:`from_arrays` takes, by the names that files give them."""
+        """Return the arrays that :meth:`from_arrays` reads, by their names in files."""
         arrays: dict[str, NDArray[Any]] = {"multivector": self.packed, "multivector_offsets": self.offsets}
         return arrays if self.scales is None else arrays | {"multivector_scales": self.scales}
 
     @classmethod
     def from_arrays(cls, stored: StoredArrays, n_texts: int) -> "MultiVectors":
-        """Put together what was read from a file; ValueError if an array is missing or does not fit."""
+        """Return the multi-vectors of stored arrays, or raise ValueError if an array is missing or does not fit."""
         packed = stored.take("multivector", (*FLOATS, "int8"), (None, None))
         offsets = stored.offsets("multivector_offsets", n_texts, len(packed))
         is_int8 = packed.dtype == np.int8
@@ -126,18 +133,18 @@ class MultiVectors(Sequence[NDArray[np.float32]]):
         if scales is None if packed.dtype == np.int8 else scales is not None:
             raise ValueError(f"int8 multi-vectors need scales and others none, found {packed.dtype} and {scales!r:.80}")
         if scales is not None and scales.shape != packed.shape[:1]:
-            raise ValueError(f"scales must be one a vector, found {scales.shape} for {len(packed)} vectors")
+            raise ValueError(f"scales must be one number per vector, found {scales.shape} for {len(packed)} vectors")
 
     def without_gaps(self) -> "MultiVectors":
-        """Return the same texts, packed so that they own every row; itself if they do."""
+        """Return the same texts without packed rows that belong to no text; itself if there are none."""
         is_whole = self.offsets[0] == 0 and self.offsets[-1] == len(self.packed)
         return self if is_whole else self.take(np.arange(len(self)))
 
     def stored_as(self, storage: Storage) -> tuple["MultiVectors", float]:
-        """Return a copy in another storage, and how far off its vectors are: the largest ``‖v - stored v‖``.
+        """Return a copy in another storage, and its error: the largest distance ``‖v - stored v‖`` over the vectors.
 
-        MaxSim of unit queries changes by no more than that distance (Cauchy-Schwarz, then a mean of maxima); by how
-        much it does change, DESIGN.md gives for real texts. int8 rows are scaled by their largest absolute value.
+        By the Cauchy-Schwarz inequality, no MaxSim score of unit query vectors changes by more than this distance.
+        Each int8 row is scaled so that its largest absolute value becomes 127.
 
         Raises
         ------
@@ -183,7 +190,7 @@ class MultiVectors(Sequence[NDArray[np.float32]]):
 
 
 def ranges(starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the numbers of all ranges ``starts[i] : starts[i] + lengths[i]``, one after another, and their offsets.
+    """Return the positions in all ranges ``starts[i] : starts[i] + lengths[i]``, range after range, and their offsets.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""Hybrid weights for a corpus of one's own: a search on the simplex of the three weights, against judged passages."""
+"""tune_weights: find the hybrid weights that rank the judged passages of a corpus best."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,27 +8,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bgem3.scoring.atomic_files import whole_file
-from bgem3.scoring.dense import dense_scores
 from bgem3.scoring.embeddings import Embeddings
-from bgem3.scoring.hybrid import Weights, hybrid_scores
-from bgem3.scoring.multivector import multivector_scores
+from bgem3.scoring.hybrid import Weights, hybrid_scores, score_matrix
 from bgem3.scoring.ranking import check_judgments, check_metric, quality
-from bgem3.scoring.sparse import sparse_scores
 
 ALONE: dict[str, Weights] = {"dense": (1.0, 0.0, 0.0), "sparse": (0.0, 1.0, 0.0), "multivector": (0.0, 0.0, 1.0)}
 EQUAL: Weights = (1 / 3, 1 / 3, 1 / 3)
-STEPS = (0.1, 0.02)  # of the whole simplex, and of the neighbourhood of its best point
+STEPS = (0.1, 0.02)  # grid steps: of the whole simplex, and around its best point; 66 and about 90 points
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tuning:
-    """What :func:`tune_weights` found.
+    """The result of :func:`tune_weights`.
 
     Attributes
     ----------
-    metric : the metric, such as "ndcg@10"
-    weights : the best weights of the dense, sparse and multi-vector score; they add up to 1
-    tried : every weights tried, and the mean quality of each
+    metric : str
+        The metric, such as "ndcg@10".
+    weights : Weights
+        The best weights of the dense, sparse and multi-vector score; their sum is 1.
+    tried : dict of Weights to float
+        The mean quality of all weights that were tried.
     """
 
     metric: str
@@ -37,19 +37,27 @@ class Tuning:
 
     @property
     def quality(self) -> dict[str, float]:
-        """The mean quality of each score alone, of equal weights and of the tuned ones."""
-        return {name: self.tried[weights] for name, weights in {**ALONE, "equal": EQUAL, "tuned": self.weights}.items()}
+        """The mean quality of each score alone, of equal weights and of the tuned weights."""
+        return {name: self.tried[weights] for name, weights in self._rows.items()}
 
     def table(self) -> str:
         """Return the qualities as a Markdown table."""
-        rows = {**ALONE, "equal": EQUAL, "tuned": self.weights}
         lines = [f"| score | dense, sparse, multi-vector | {self.metric} |", "|---|---|---|"]
-        for name, weights in rows.items():
+        for name, weights in self._rows.items():
             lines.append(f"| {name} | {', '.join(f'{w:.2f}' for w in weights)} | {self.tried[weights]:.4f} |")
         return "\n".join(lines)
 
+    @property
+    def _rows(self) -> dict[str, Weights]:
+        return {**ALONE, "equal": EQUAL, "tuned": self.weights}
+
     def plot(self, path: str | Path) -> None:
-        """Draw the quality over the simplex, to a file in a format that matplotlib knows by its suffix; none for .png.
+        """Plot the quality over the simplex of weights.
+
+        Parameters
+        ----------
+        path : str or Path
+            The file; its suffix names the format. Without a suffix, ".png" is appended.
 
         Raises
         ------
@@ -63,13 +71,13 @@ class Tuning:
         figure = Figure(figsize=(6, 5), layout="constrained")
         axes = figure.subplots()
         weights, values = np.array(list(self.tried)), list(self.tried.values())
-        x, y = _corners(weights)
+        x, y = _triangle_xy(weights)
         points = axes.scatter(x, y, c=values, s=60, cmap="viridis")
         figure.colorbar(points, label=self.metric)
-        best_x, best_y = _corners(np.array([self.weights]))
+        best_x, best_y = _triangle_xy(np.array([self.weights]))
         axes.plot(best_x, best_y, "r*", markersize=16, label="tuned {:.2f}, {:.2f}, {:.2f}".format(*self.weights))
         for name, corner in ALONE.items():
-            (corner_x,), (corner_y,) = _corners(np.array([corner]))
+            (corner_x,), (corner_y,) = _triangle_xy(np.array([corner]))
             axes.annotate(
                 f"{name}\n{self.tried[corner]:.3f}",
                 (corner_x, corner_y),
@@ -90,14 +98,18 @@ def tune_weights(
 ) -> Tuning:
     """Find the hybrid weights that rank judged passages best, each query against all passages.
 
-    Every point of the simplex with step 0.1 is tried, then those with step 0.02 around the best. Of equally good
-    weights the ones nearest to equal weights are taken. Judge the result on other queries than these: it is fitted.
+    A grid search on the simplex of weights tries steps of 0.1, then steps of 0.02 around the best point. Among equally
+    good weights, it returns the weights closest to equal ones. Evaluate them on other queries: they are fitted to
+    these.
 
     Parameters
     ----------
-    queries, passages : embeddings of Q and P texts with all three outputs
-    judgments : for each query {place of a passage: gain above 0}, at least one
-    metric : "ndcg@k", "mrr@k" or "recall@k"
+    queries, passages : Embeddings
+        Q and P texts with all three outputs.
+    judgments : Q mappings {position of a passage: gain}
+        Each has at least one passage; gains are greater than 0.
+    metric : str
+        "ndcg@k", "mrr@k" or "recall@k".
 
     Returns
     -------
@@ -121,7 +133,7 @@ def tune_weights(
     ...     n_tokens, truncated = np.full(len(dense), 2), np.zeros(len(dense), bool)
     ...     return Embeddings(n_tokens=n_tokens, truncated=truncated, dense=dense, sparse=sparse, multivector=vectors)
     >>> queries, passages = embed([[1, 0]], [[1, 0]]), embed([[1, 0], [0, 1]], [[0, 1], [2, 0]])
-    >>> tuning = tune_weights(queries, passages, [{1: 1.0}], "mrr@10")  # only the lexical score finds passage 1
+    >>> tuning = tune_weights(queries, passages, [{1: 1.0}], "mrr@10")  # only the sparse score finds passage 1
     >>> tuning.quality["dense"], tuning.quality["sparse"], tuning.quality["tuned"]
     (0.5, 1.0, 1.0)
     """
@@ -129,11 +141,8 @@ def tune_weights(
     check_judgments(judgments, len(queries), len(passages))
     if not len(queries):
         raise ValueError("tuning needs at least one query with a judged passage, found none")
-    parts = (
-        dense_scores(queries.dense, passages.dense),
-        sparse_scores(queries.sparse, passages.sparse),
-        multivector_scores(queries.multivector, passages.multivector),
-    )
+    scores = score_matrix(queries, passages)
+    parts = scores.dense, scores.sparse, scores.multivector
     tried: dict[Weights, float] = {}
 
     def best_of(points: Iterator[Weights]) -> Weights:
@@ -144,19 +153,19 @@ def tune_weights(
 
     coarse, fine = STEPS
     best_of(iter((*ALONE.values(), EQUAL)))
-    centre = best_of(_simplex(coarse))
-    best = best_of(w for w in _simplex(fine) if max(abs(a - b) for a, b in zip(w, centre, strict=True)) <= coarse)
+    center = best_of(_simplex(coarse))
+    best = best_of(w for w in _simplex(fine) if max(abs(a - b) for a, b in zip(w, center, strict=True)) <= coarse)
     return Tuning(metric=metric, weights=best, tried=tried)
 
 
 def _simplex(step: float) -> Iterator[Weights]:
-    """Yield the weights that are multiples of a step and add up to 1."""
+    """Yield all weights that are multiples of a step and have the sum 1."""
     n_steps = round(1 / step)
     for dense in range(n_steps + 1):
         for sparse in range(n_steps + 1 - dense):
             yield dense / n_steps, sparse / n_steps, (n_steps - dense - sparse) / n_steps
 
 
-def _corners(weights: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return where weights (N, 3) lie in a triangle: dense at the left, sparse at the right, multi-vector on top."""
+def _triangle_xy(weights: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return weights (N, 3) as x and y in a triangle: dense on the left, sparse on the right, multi-vector on top."""
     return weights[:, 1] + weights[:, 2] / 2, weights[:, 2] * np.sqrt(3) / 2

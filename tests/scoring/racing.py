@@ -1,36 +1,20 @@
-"""Processes that save to one place at once.
+"""Processes that save to one folder at once; run in a process of its own, by name and with a folder and a number."""
 
-Runs in a process of its own: ``python -m tests.scoring.racing RACE FOLDER N``.
-
-Prints a JSON object of counts.
-"""
-
-import json
 import os
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from bgem3.scoring import Embeddings, HybridSearcher
+from bgem3.scoring import HybridSearcher
 from tests.scoring.corpus import make_embeddings
-from tests.scoring.killing import ROOT, assert_nothing_is_left, read_appended, read_index, save_index
+from tests.scoring.versions import assert_nothing_is_left, build_index, read_appended, read_embeddings, save_embeddings
 
 REFUSED = 3
+Run = Callable[[Callable[[], None]], None]  # calls what it is given when it is ready, which returns when all are
 
 
-def race(name: str, folder: Path, n: int) -> dict[str, int]:
-    """Run a race in a process of its own, and return what it counted."""
-    command = [sys.executable, "-m", "tests.scoring.racing", name, str(folder), str(n)]
-    environment = os.environ | {"OPENBLAS_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr
-    counts: dict[str, int] = json.loads(done.stdout)
-    return counts
-
-
-def at_once(*runs: Callable[[Callable[[], None]], None]) -> list[int]:
-    """Fork a process for each function, give it one to call when it is ready, and return their exit statuses."""
+def at_once(*runs: Run) -> list[int]:
+    """Fork a process for each function, start them at once, and return their exit statuses."""
     ready, is_ready = os.pipe()
     wait, start = os.pipe()
 
@@ -59,19 +43,18 @@ def at_once(*runs: Callable[[Callable[[], None]], None]) -> list[int]:
     return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
 
 
-def saver(path: Path, version: int) -> Callable[[Callable[[], None]], None]:
+def saver(path: Path, version: int) -> Run:
     def run(meet: Callable[[], None]) -> None:
         meet()
-        save_index(path, version)
+        save_embeddings(path, version)
 
     return run
 
 
-def appender(path: Path, place: int) -> Callable[[Callable[[], None]], None]:
+def appender(path: Path, n_passages: int) -> Run:
     def run(meet: Callable[[], None]) -> None:
         searcher = HybridSearcher.open(path)
-        searcher.append(make_embeddings(len(searcher), 1))
-        if place:
+        for _ in range(n_passages):
             searcher.append(make_embeddings(len(searcher), 1))
         meet()
         searcher.save(path)
@@ -79,72 +62,61 @@ def appender(path: Path, place: int) -> Callable[[Callable[[], None]], None]:
     return run
 
 
-def save_in_pairs(folder: Path, n: int) -> dict[str, int]:
-    """Let pairs save to a folder that is new for every other pair."""
-    n_loaded = 0
+def save_in_pairs(folder: Path, n: int) -> None:
+    """Let pairs save to a folder that is new for every other pair: one of the two saves is there, whole."""
     for i in range(n):
         path = folder / f"{i // 2}" / "index"
-        path.parent.mkdir(exist_ok=True)
+        path.parent.mkdir(exist_ok=True, parents=True)
         assert at_once(saver(path, 2 * i + 1), saver(path, 2 * i + 2)) == [0, 0]
-        n_loaded += read_index(path) in (2 * i + 1, 2 * i + 2)
+        assert read_embeddings(path) in (2 * i + 1, 2 * i + 2)
         assert_nothing_is_left(path)
-    return {"pairs": n, "loaded": n_loaded}
 
 
-def append_in_pairs(folder: Path, n: int) -> dict[str, int]:
-    """Let pairs open, append and save; who is refused opens anew and repeats it."""
-    n_refused = 0
+def append_in_pairs(folder: Path, n: int) -> None:
+    """Let pairs open, append and save: one of the two is refused, and loses nothing when it opens anew."""
     path = folder / "index"
     for i in range(n):
         if i % 5 == 0:
-            n_passages = len(HybridSearcher.open(path)) if i else 1
-            HybridSearcher.build(Embeddings.concatenate([make_embeddings(j, 1) for j in range(n_passages)])).save(path)
+            build_index(path, len(HybridSearcher.open(path)) if i else 1)
         before = read_appended(path)
-        statuses = at_once(appender(path, 0), appender(path, 1))
-        added = [1, 2]
+        statuses = at_once(appender(path, 1), appender(path, 2))
         assert sorted(statuses) == [0, REFUSED], statuses
-        assert read_appended(path) == before + added[statuses.index(0)]
-        refused = statuses.index(REFUSED)
-        assert at_once(appender(path, refused)) == [0]
+        assert read_appended(path) == before + 1 + statuses.index(0)
+        assert at_once(appender(path, 1 + statuses.index(REFUSED))) == [0]
         assert read_appended(path) == before + 3
         assert_nothing_is_left(path)
-        n_refused += 1
-    return {"pairs": n, "refused": n_refused, "lost": 0}
 
 
-def open_during_saves(folder: Path, n: int) -> dict[str, int]:
-    """Open an index again and again while two processes save to it without a pause."""
-    path = folder / "index"
-    save_index(path, 1)
+def open_during_saves(folder: Path, n: int) -> None:
+    """Open an index again and again while two processes save to it without a pause: each time it is whole."""
+    path, stop = folder / "index", folder.parent / "stop"
+    save_embeddings(path, 1)
 
-    def saving(first: int) -> Callable[[Callable[[], None]], None]:
+    def saving(first: int) -> Run:
         def run(meet: Callable[[], None]) -> None:
             meet()
             version = first
-            while not (folder / "stop").exists():
+            while not stop.exists():
                 version += 2
-                save_index(path, version)
+                save_embeddings(path, version)
 
         return run
 
     def reading(meet: Callable[[], None]) -> None:
         meet()
+        versions: list[int] = []
         try:
-            versions = {read_index(path) for _ in range(n)}
+            while len(versions) < n or len(set(versions)) < 5:
+                versions.append(read_embeddings(path))
         finally:
-            (folder / "stop").touch()
-        assert len(versions) > 5, "nothing was saved meanwhile"
+            stop.touch()
 
     assert at_once(saving(1), saving(2), reading) == [0, 0, 0]
-    (folder / "stop").unlink()
-    read_index(path)
+    read_embeddings(path)
     assert_nothing_is_left(path)
-    return {"opened": n}
-
-
-RACES = {"savers": save_in_pairs, "appenders": append_in_pairs, "readers": open_during_saves}
 
 
 if __name__ == "__main__":
     os.fsync = lambda fd: None  # saves that wait for the disk meet more seldom
-    print(json.dumps(RACES[sys.argv[1]](Path(sys.argv[2]), int(sys.argv[3]))))
+    for name, race, factor in (("a", save_in_pairs, 1), ("b", append_in_pairs, 1), ("c", open_during_saves, 10)):
+        race(Path(sys.argv[1], name), factor * int(sys.argv[2]))

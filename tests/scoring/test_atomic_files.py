@@ -6,21 +6,19 @@ import os
 import secrets
 import stat
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 
 from bgem3.runtime.writers import write_file
-from bgem3.scoring import Embeddings, atomic_files, tune_weights
+from bgem3.scoring import atomic_files, tune_weights
 from bgem3.scoring.atomic_files import recover, whole_file, whole_folder
 from tests.scoring.corpus import make_embeddings
-from tests.scoring.killing import read_folder, save_folder, stop_saves
+from tests.scoring.stopping import run_module
 
 
-def save_npz(path: Path) -> None:
+def save(path: Path) -> None:
     make_embeddings(1, 3).save(path)
 
 
@@ -33,160 +31,111 @@ def plot(path: Path) -> None:
     tune_weights(passages, passages, [{0: 1.0}, {1: 1.0}, {2: 1.0}]).plot(path)
 
 
-WRITERS = [
-    pytest.param(save_npz, ".npz", id="save"),
-    pytest.param(encode, ".npz", id="encode_npz"),
-    pytest.param(encode, ".jsonl", id="encode_jsonl"),
-    pytest.param(encode, ".parquet", id="encode_parquet"),
-    pytest.param(plot, ".png", id="plot"),
-]
-writers = pytest.mark.parametrize(("write", "suffix"), WRITERS)
-Write = Callable[[Path], None]
-
-
-@pytest.fixture
-def umask() -> Iterator[int]:
-    before = os.umask(0o027)
-    yield 0o027
-    os.umask(before)
+def write(path: Path, content: bytes = b"new") -> None:
+    with whole_file(path) as file:
+        file.write(content)
 
 
 def mode_of(path: Path) -> int:
     return stat.S_IMODE(path.stat().st_mode)
 
 
-@writers
-def test_a_new_file_has_the_mode_that_the_umask_gives(write: Write, suffix: str, tmp_path: Path, umask: int) -> None:
-    write(tmp_path / f"file{suffix}")
-    assert mode_of(tmp_path / f"file{suffix}") == 0o666 & ~umask
-    assert os.listdir(tmp_path) == [f"file{suffix}"]
-
-
-@writers
-@pytest.mark.parametrize("mode", [0o600, 0o664, 0o444])
-def test_a_file_that_exists_keeps_its_mode(write: Write, suffix: str, mode: int, tmp_path: Path) -> None:
-    path = tmp_path / f"file{suffix}"
-    path.write_bytes(b"old")
-    path.chmod(mode)
-    write(path)
-    assert mode_of(path) == mode
-    assert path.read_bytes() != b"old"
-
-
-@writers
-@pytest.mark.parametrize("exists", [True, False], ids=["file", "dangling"])
-def test_a_link_is_kept_and_what_it_points_to_is_written(
-    write: Write, suffix: str, exists: bool, tmp_path: Path
+@pytest.mark.parametrize(
+    ("writer", "name"),
+    [(save, "a.npz"), (encode, "a.npz"), (encode, "a.jsonl"), (encode, "a.parquet"), (plot, "a.png")],
+)
+def test_every_writer_leaves_the_old_file_and_nothing_else_if_the_disk_is_full(
+    writer: Callable[[Path], None], name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "a").mkdir()
-    (tmp_path / "b").mkdir()
-    target, link, second = tmp_path / f"a/target{suffix}", tmp_path / f"b/link{suffix}", tmp_path / f"b/second{suffix}"
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    path = tmp_path / name
+    path.write_bytes(b"old")
+    for call in ("fsync", "replace"):
+        with monkeypatch.context() as patch:
+            patch.setattr(os, call, fail)
+            with pytest.raises(OSError, match=f"No space left on device: '{path}'"):
+                writer(path)
+        assert os.listdir(tmp_path) == [name]
+        assert path.read_bytes() == b"old"
+    writer(path)
+    assert path.stat().st_size > 100
+    with pytest.raises(FileNotFoundError, match=f"No such file or directory: '{tmp_path / 'none' / name}'"):
+        writer(tmp_path / "none" / name)
+
+
+def test_a_new_file_has_the_mode_of_the_umask_and_an_old_one_keeps_its_own(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        write(tmp_path / "new")
+    finally:
+        os.umask(before)
+    assert mode_of(tmp_path / "new") == 0o640
+    for mode in (0o600, 0o664, 0o444):
+        path = tmp_path / f"{mode:o}"
+        path.touch()
+        path.chmod(mode)
+        write(path)
+        assert mode_of(path) == mode
+        assert path.read_bytes() == b"new"
+
+
+@pytest.mark.parametrize("exists", [True, False], ids=["file", "dangling"])
+def test_a_link_is_kept_and_what_it_points_to_is_written(exists: bool, tmp_path: Path) -> None:
+    for name in "ab":
+        (tmp_path / name).mkdir()
+    target, link, second = tmp_path / "a/target", tmp_path / "b/link", tmp_path / "b/second"
     if exists:
         target.write_bytes(b"old")
-    link.symlink_to(f"../a/target{suffix}")
+    link.symlink_to("../a/target")
     second.symlink_to(link)
     write(second)
     assert link.is_symlink()
     assert second.is_symlink()
     assert not target.is_symlink()
-    assert target.read_bytes() not in (b"old", b"")
-    assert sorted(os.listdir(tmp_path / "a") + os.listdir(tmp_path / "b")) == sorted(
-        [target.name, link.name, second.name]
-    )
+    assert target.read_bytes() == b"new"
+    assert sorted(os.listdir(tmp_path / "a") + os.listdir(tmp_path / "b")) == ["link", "second", "target"]
 
 
-@writers
-def test_a_name_as_long_as_the_system_allows_can_be_written(write: Write, suffix: str, tmp_path: Path) -> None:
-    path = tmp_path / ("ä" * ((255 - len(suffix)) // 2) + suffix)
-    write(path)
-    write(path)
-    assert os.listdir(tmp_path) == [path.name]
+def test_a_name_as_long_as_the_system_allows_can_be_written(tmp_path: Path) -> None:
+    for _ in range(2):
+        write(tmp_path / ("ä" * 127))
+    assert os.listdir(tmp_path) == ["ä" * 127]
 
 
 def test_a_link_that_is_planted_at_the_temporary_name_is_never_followed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(secrets, "token_hex", lambda n_bytes: "0" * 2 * n_bytes)
+    monkeypatch.setattr(atomic_files, "recover", lambda target: None)  # which would remove the link
     (tmp_path / "victim").write_bytes(b"mine")
-    planted = atomic_files._temporary(tmp_path / "file.npz", "partial")
+    planted = atomic_files._temporary(tmp_path / "file", "partial")
     for target in ("victim", "nowhere"):
         planted.symlink_to(tmp_path / target)
-        monkeypatch.setattr(atomic_files, "recover", lambda target: None)  # which would remove the link
         with pytest.raises(FileExistsError):
-            save_npz(tmp_path / "file.npz")
+            write(tmp_path / "file")
         planted.unlink()
     assert (tmp_path / "victim").read_bytes() == b"mine"
     assert os.listdir(tmp_path) == ["victim"]
 
 
-def test_a_loop_of_links_and_a_folder_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "loop.npz").symlink_to("loop.npz")
-    (tmp_path / "folder.npz").mkdir()
+def test_a_loop_of_links_and_a_folder_are_refused_and_a_pipe_is_written_to(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "folder").mkdir()
     with pytest.raises(OSError, match="symbolic links"):
-        save_npz(tmp_path / "loop.npz")
-    with pytest.raises(IsADirectoryError, match=r"folder\.npz"):
-        save_npz(tmp_path / "folder.npz")
-    with pytest.raises(FileNotFoundError, match="missing"):
-        save_npz(tmp_path / "missing/file.npz")
-    assert sorted(os.listdir(tmp_path)) == ["folder.npz", "loop.npz"]
-
-
-def test_a_pipe_is_written_to_and_stays_a_pipe(tmp_path: Path) -> None:
-    path, found = tmp_path / "pipe.jsonl", []
-    os.mkfifo(path)
-    reader = threading.Thread(target=lambda: found.append(path.read_bytes()))
+        write(tmp_path / "loop")
+    with pytest.raises(IsADirectoryError, match="folder"):
+        write(tmp_path / "folder")
+    pipe, found = tmp_path / "pipe", []
+    os.mkfifo(pipe)
+    reader = threading.Thread(target=lambda: found.append(pipe.read_bytes()))
     reader.start()
-    encode(path)
+    write(pipe)
     reader.join(30)
-    assert found[0].count(b"\n") == 6
-    assert path.is_fifo()
-
-
-@pytest.mark.parametrize("n", [8, pytest.param(200, marks=pytest.mark.stress)])
-def test_threads_that_save_one_file_leave_one_of_their_files_whole(n: int, tmp_path: Path) -> None:
-    path, texts = tmp_path / "file.npz", [make_embeddings(i, 50) for i in range(3)]
-    errors: list[Exception] = []
-
-    def save(embeddings: Embeddings) -> None:
-        try:
-            for _ in range(n):
-                embeddings.save(path)
-        except Exception as error:
-            errors.append(error)
-
-    threads = [threading.Thread(target=save, args=(embeddings,)) for embeddings in texts]
-    for thread in threads:
-        thread.start()
-    while any(thread.is_alive() for thread in threads):
-        if path.exists():
-            found = Embeddings.load(path).dense
-            assert any(np.array_equal(found, each.dense) for each in texts)
-    assert errors == []
-    assert os.listdir(tmp_path) == [path.name]
-
-
-@writers
-@pytest.mark.parametrize("call", ["fsync", "replace"])
-def test_a_full_disk_leaves_the_file_that_was_there_and_nothing_else(
-    write: Write, suffix: str, call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(*_: object) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    path = tmp_path / f"file{suffix}"
-    path.write_bytes(b"old")
-    monkeypatch.setattr(os, call, fail)
-    with pytest.raises(OSError, match=f"No space left on device: '{path}'"):
-        write(path)
-    assert os.listdir(tmp_path) == [path.name]
-    assert path.read_bytes() == b"old"
-
-
-@pytest.mark.parametrize(("write", "suffix"), WRITERS[:4])  # the others make the folder
-def test_a_folder_that_is_not_there_is_told_with_the_target(write: Write, suffix: str, tmp_path: Path) -> None:
-    path = tmp_path / "none" / f"file{suffix}"
-    with pytest.raises(FileNotFoundError, match=f"No such file or directory: '{path}'"):
-        write(path)
+    assert found == [b"new"]
+    assert pipe.is_fifo()
+    assert sorted(os.listdir(tmp_path)) == ["folder", "loop", "pipe"]
 
 
 def test_a_file_is_on_disk_before_it_takes_its_place_and_its_name_is_after(
@@ -205,57 +154,46 @@ def test_a_file_is_on_disk_before_it_takes_its_place_and_its_name_is_after(
     original = os.replace
     monkeypatch.setattr(os, "fsync", fsync)
     monkeypatch.setattr(os, "replace", replace)
-    with whole_file(tmp_path / "file") as file:
-        file.write(b"12345")
+    write(tmp_path / "file", b"12345")
     assert calls == ["sync file of 5", "replace", "sync folder"]
 
 
-def leftovers(target: Path) -> dict[str, Path]:
-    """Make what a killed writer leaves: a file and a folder."""
+def leftovers(target: Path) -> list[Path]:
+    """Make what killed writers leave: a file and a folder."""
     file, folder = (atomic_files._temporary(target, "partial") for _ in range(2))
     file.write_bytes(b"half")
     (folder / "fp16").mkdir(parents=True)
     (folder / "fp16/weights.bin").write_bytes(b"half")
-    return {"file": file, "folder": folder}
+    return [file, folder]
 
 
 def test_the_next_writer_removes_what_killed_ones_left_and_nothing_else(tmp_path: Path) -> None:
-    target = tmp_path / "saved.npz"
-    killed = leftovers(target)
-    others = leftovers(tmp_path / "other.npz")
-    mine = [
-        ".saved.npz.123.partial.npz",
-        ".bgem3-notes.partial",
-        f"{killed['file'].name}.txt",
-        "x" + others["file"].name,
-    ]
+    killed, others = leftovers(tmp_path / "saved"), leftovers(tmp_path / "other")
+    mine = [".saved.123.partial", ".bgem3-notes.partial", f"{killed[0].name}.txt", "x" + others[0].name]
     for name in mine:
         (tmp_path / name).write_bytes(b"mine")
-    save_npz(target)
-    assert sorted(os.listdir(tmp_path)) == sorted([target.name, *mine, *(path.name for path in others.values())])
+    write(tmp_path / "saved")
+    assert sorted(os.listdir(tmp_path)) == sorted(["saved", *mine, *(path.name for path in others)])
 
 
-@pytest.mark.parametrize("kind", ["file", "folder"])
-def test_what_a_living_process_writes_is_never_removed(kind: str, tmp_path: Path) -> None:
-    target = tmp_path / "saved"
-    path = leftovers(target)[kind]
-    descriptor = os.open(path, os.O_RDONLY)
-    fcntl.flock(descriptor, fcntl.LOCK_EX)
-    recover(target)
-    assert path.exists()
-    os.close(descriptor)
-    recover(target)
-    assert not path.exists()
+def test_what_a_living_process_writes_is_never_removed(tmp_path: Path) -> None:
+    for i in range(2):
+        path = leftovers(tmp_path / "saved")[i]
+        descriptor = os.open(path, os.O_RDONLY)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        recover(tmp_path / "saved")
+        assert path.exists()
+        os.close(descriptor)
+        recover(tmp_path / "saved")
+        assert not path.exists()
 
 
 def test_writers_of_one_target_at_once_do_not_remove_each_others_files(tmp_path: Path) -> None:
-    target = tmp_path / "target"
-    with whole_file(target) as first:
+    with whole_file(tmp_path / "target") as first:
         first.write(b"first")
-        with whole_file(target) as second:
-            second.write(b"second")
-        assert target.read_bytes() == b"second"
-    assert target.read_bytes() == b"first"
+        write(tmp_path / "target", b"second")
+        assert (tmp_path / "target").read_bytes() == b"second"
+    assert (tmp_path / "target").read_bytes() == b"first"
     with whole_folder(tmp_path / "folder", lambda _: True) as outer:
         (outer / "outer").touch()
         with whole_folder(tmp_path / "folder", lambda _: True) as inner:
@@ -264,144 +202,14 @@ def test_writers_of_one_target_at_once_do_not_remove_each_others_files(tmp_path:
     assert sorted(os.listdir(tmp_path)) == ["folder", "target"]
 
 
-def cannot_exchange(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(atomic_files, "_rename", lambda *_: False)
+STOPPED = [("killed", 3, 1), ("interrupted", 3, 1), ("full", 3, 50)]
 
 
-@pytest.fixture(params=["exchange", "two steps"])
-def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Run a test with the exchange of two folders, and without it."""
-    if request.param == "two steps":
-        cannot_exchange(monkeypatch)
-    return str(request.param)
-
-
-@pytest.mark.usefixtures("way")
-def test_a_folder_that_is_replaced_keeps_its_mode_and_leaves_nothing(tmp_path: Path) -> None:
-    target = tmp_path / ("a" * 255)
-    save_folder(target, 1)
-    (target / "notes").touch()
-    target.chmod(0o750)
-    save_folder(target, 2)
-    assert read_folder(target) == 2
-    assert mode_of(target) == 0o750
-    assert os.listdir(tmp_path) == [target.name]
-
-
-@pytest.mark.usefixtures("way")
-def test_what_may_not_be_replaced_stays_even_if_it_appears_at_the_last_moment(tmp_path: Path) -> None:
-    target = tmp_path / "artifact"
-
-    def make_thesis() -> None:
-        target.mkdir()
-        (target / "thesis").touch()
-
-    def may_replace(place: Path) -> bool:
-        return (place / "manifest.json").exists()
-
-    with pytest.raises(FileExistsError, match="choose another folder"), whole_folder(target, may_replace):
-        make_thesis()
-    assert os.listdir(tmp_path) == ["artifact"]
-    assert os.listdir(target) == ["thesis"]
-
-
-def test_what_appears_between_the_check_and_the_exchange_is_put_back(tmp_path: Path) -> None:
-    target, answers = tmp_path / "artifact", [True, False]
-    save_folder(target, 1)
-    with (
-        pytest.raises(FileExistsError, match="choose another folder"),
-        whole_folder(target, lambda _: answers.pop(0)) as folder,
-    ):
-        (folder / "new").touch()
-    assert answers == []
-    assert read_folder(target) == 1
-    assert os.listdir(tmp_path) == ["artifact"]
-
-
-@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(errno.EIO, "broken")], ids=repr)
-def test_a_failure_between_the_two_steps_puts_the_old_folder_back(
-    error: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    target = tmp_path / "artifact"
-    save_folder(target, 1)
-    cannot_exchange(monkeypatch)
-
-    def rename(path: Path, to: Any) -> Path:
-        if path.suffix == ".partial" and to == target:
-            assert not target.exists()
-            raise error
-        return original(path, to)
-
-    original = Path.rename
-    monkeypatch.setattr(Path, "rename", rename)
-    with pytest.raises(type(error)):
-        save_folder(target, 2)
-    assert read_folder(target) == 1
-    assert os.listdir(tmp_path) == ["artifact"]
-
-
-def test_a_target_that_a_kill_left_renamed_is_restored(tmp_path: Path) -> None:
-    target = tmp_path / "artifact"
-    save_folder(target, 1)
-    replaced = atomic_files._temporary(target, "replaced")
-    target.rename(replaced)
-    recover(target)
-    assert read_folder(target) == 1
-    (tmp_path / "link").symlink_to(target)
-    (tmp_path / "link").rename(atomic_files._temporary(tmp_path / "link", "replaced"))
-    recover(tmp_path / "link")
-    assert (tmp_path / "link").is_symlink()
-    replaced.mkdir()  # and one is removed whose successor is there
-    recover(target)
-    assert read_folder(target) == 1
-    assert sorted(os.listdir(tmp_path)) == ["artifact", "link"]
-
-
-@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP])
-def test_a_file_system_that_cannot_exchange_gets_two_steps(
-    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import ctypes
-
-    class Library:
-        def __init__(self, *_: object, **__: object) -> None:
-            self.renameat2 = lambda *_: -1
-
-    target = tmp_path / "artifact"
-    save_folder(target, 1)
-    monkeypatch.setattr(ctypes, "CDLL", Library)
-    monkeypatch.setattr(ctypes, "get_errno", lambda: number)
-    save_folder(target, 2)
-    assert read_folder(target) == 2
-    assert os.listdir(tmp_path) == ["artifact"]
-    monkeypatch.setattr(ctypes, "get_errno", lambda: errno.EIO)
-    with pytest.raises(OSError, match="Input/output error"):
-        save_folder(target, 3)
-    assert read_folder(target) == 2
-    assert os.listdir(tmp_path) == ["artifact"]
-
-
-@pytest.mark.parametrize("stride", [2, pytest.param(1, marks=pytest.mark.stress)])
-@pytest.mark.parametrize("way", ["killed", "interrupted"])
-@pytest.mark.parametrize("job", ["npz", "exchange", "two_steps"])
-def test_a_save_that_is_stopped_at_any_step_leaves_old_or_new_and_the_next_one_cleans_up(
-    job: str, way: str, stride: int, tmp_path: Path
-) -> None:
-    assert stop_saves(job, tmp_path, way, stride) >= 3
-
-
-@pytest.mark.parametrize("job", ["npz", "exchange", "two_steps"])
-@pytest.mark.parametrize("n", [5, pytest.param(200, marks=pytest.mark.stress)])
-def test_kills_at_random_moments_leave_old_or_new_and_the_next_save_cleans_up(job: str, n: int, tmp_path: Path) -> None:
-    assert stop_saves(job, tmp_path, "random", n) == n
-
-
-@pytest.mark.parametrize("job", ["npz", "exchange"])
-@pytest.mark.parametrize("n", [4, pytest.param(50, marks=pytest.mark.stress)])
-def test_what_a_full_disk_stops_is_removed_at_once(job: str, n: int, tmp_path: Path) -> None:
-    assert stop_saves(job, tmp_path, "full", n) >= n
-
-
-def test_the_tuning_plot_without_a_suffix_is_a_png(tmp_path: Path) -> None:
-    plot(tmp_path / "tuning")
-    assert (tmp_path / "tuning.png").read_bytes().startswith(b"\x89PNG")
+@pytest.mark.parametrize(
+    ("way", "n"),
+    [(way, n) for way, n, _ in STOPPED] + [pytest.param(way, n, marks=pytest.mark.stress) for way, _, n in STOPPED],
+)
+def test_a_save_that_is_stopped_leaves_old_or_new_and_the_next_one_cleans_up(way: str, n: int, tmp_path: Path) -> None:
+    n_stopped = run_module("stopping", tmp_path, way, n, "npz", "exchange", "two_steps").split()
+    assert len(n_stopped) == 3
+    assert min(map(int, n_stopped)) >= 2

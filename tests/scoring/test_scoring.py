@@ -3,10 +3,11 @@
 import itertools
 import math
 import tracemalloc
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
-from FlagEmbedding.inference.embedder.encoder_only.m3 import M3Embedder
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -23,28 +24,28 @@ from bgem3.scoring import (
     sparse_scores,
 )
 from bgem3.scoring.float32 import as_float32
-from bgem3.scoring.multivector import TOKENS_PER_BLOCK, multivector_candidate_scores
+from bgem3.scoring.hybrid import score_matrix, score_pairs
+from bgem3.scoring.multivector import multivector_candidate_scores
 from bgem3.scoring.token_vectors import STORAGES, Storage
+from tests.scoring.corpus import make_embeddings, unit_rows
 
 TOLERANCE = 1e-5
 seeds = st.integers(0, 2**32 - 1)
 relaxed = settings(max_examples=50, deadline=None)
 
 
-def unit_rows(rng: np.random.Generator, n_rows: int, n_dims: int) -> NDArray[np.float32]:
-    rows = rng.standard_normal((n_rows, n_dims)).astype(np.float32)
-    return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True))
-
-
 def sparse_rows(rng: np.random.Generator, n_rows: int, n_columns: int) -> csr_array:
-    return csr_array((rng.random((n_rows, n_columns)) * (rng.random((n_rows, n_columns)) < 0.3)).astype(np.float32))
+    """Return rows in which tokens may be missing, have the weight 0, or be given twice: these weights are summed."""
+    weights = rng.choice(np.array([0.0, 0.25, 0.5], np.float32), (n_rows, 4))
+    token_ids = rng.integers(0, n_columns, weights.shape).astype(np.int32)
+    return csr_array((weights.ravel(), token_ids.ravel(), 4 * np.arange(n_rows + 1)), shape=(n_rows, n_columns))
 
 
 @given(seed=seeds, n_queries=st.integers(0, 5), n_passages=st.integers(0, 5), n_dims=st.integers(1, 9))
 @relaxed
 def test_dense_and_sparse_scores_equal_a_plain_loop(seed: int, n_queries: int, n_passages: int, n_dims: int) -> None:
     rng = np.random.default_rng(seed)
-    for make, score, score_pairs in (
+    for make, score, score_each in (
         (unit_rows, dense_scores, dense_pair_scores),
         (sparse_rows, sparse_scores, sparse_pair_scores),
     ):
@@ -56,7 +57,7 @@ def test_dense_and_sparse_scores_equal_a_plain_loop(seed: int, n_queries: int, n
         assert found.dtype == np.float32
         np.testing.assert_allclose(found, np.array(expected).reshape(found.shape), atol=TOLERANCE)
         n_pairs = min(n_queries, n_passages)
-        pairs = score_pairs(queries[:n_pairs], passages[:n_pairs])
+        pairs = score_each(queries[:n_pairs], passages[:n_pairs])
         assert pairs.dtype == np.float32
         np.testing.assert_allclose(pairs, found[:n_pairs, :n_pairs].diagonal(), atol=TOLERANCE)
 
@@ -112,36 +113,6 @@ def plain_maxsim(query: NDArray[np.float32], passage: NDArray[np.float32]) -> fl
 
 
 @given(
-    tokens=st.lists(st.lists(st.tuples(st.integers(0, 6), st.sampled_from([0.0, 0.25, 0.5])), max_size=8), max_size=8)
-)
-@relaxed
-def test_sparse_scores_of_texts_with_no_one_zero_and_duplicate_tokens_equal_flagembeddings(
-    tokens: list[list[tuple[int, float]]],
-) -> None:
-    """A token given twice counts with its weights' sum, as in any sparse matrix; weights of 0 may be stored."""
-    lexical = [
-        {str(token): sum(w for t, w in row if t == token) for token in {token for token, _ in row}} for row in tokens
-    ]
-    indptr = np.cumsum([0] + [len(row) for row in tokens])
-    token_ids = np.array([token for row in tokens for token, _ in row], np.int32)
-    weights = np.array([weight for row in tokens for _, weight in row], np.float32)
-    matrix = csr_array((weights, token_ids, indptr), shape=(len(tokens), 7))
-    found = sparse_scores(matrix, matrix)
-    expected = M3Embedder.compute_lexical_matching_score(None, lexical, lexical)
-    np.testing.assert_allclose(found, expected.reshape(found.shape), atol=TOLERANCE)
-    np.testing.assert_allclose(sparse_pair_scores(matrix, matrix), found.diagonal(), atol=TOLERANCE)
-
-
-@given(seed=seeds, query_length=st.integers(1, 6), passage_lengths=st.lists(st.integers(1, 9), min_size=1, max_size=5))
-@relaxed
-def test_multivector_scores_equal_flagembeddings(seed: int, query_length: int, passage_lengths: list[int]) -> None:
-    rng = np.random.default_rng(seed)
-    query, passages = unit_rows(rng, query_length, 5), [unit_rows(rng, n, 5) for n in passage_lengths]
-    expected = [M3Embedder.colbert_score(None, query, passage).item() for passage in passages]
-    np.testing.assert_allclose(multivector_scores([query], passages)[0], expected, atol=TOLERANCE)
-
-
-@given(
     values=st.lists(st.floats(width=16, allow_nan=True, allow_infinity=True), max_size=20),
     n_rows=st.sampled_from([1, 300]),
 )
@@ -153,30 +124,14 @@ def test_float16_becomes_float32_exactly(values: list[float], n_rows: int) -> No
 
 def test_temporary_arrays_stay_within_the_memory_budget() -> None:
     rng = np.random.default_rng(0)
-    queries, passages = (
-        [unit_rows(rng, 3000, 64)],
-        MultiVectors.pack([unit_rows(rng, 6000, 64)] * 3).stored_as("int8")[0],
-    )
-    for budget in (1 << 20, 8 << 20):
+    queries, passages = [unit_rows(rng, 600, 64)], MultiVectors.pack([unit_rows(rng, 1500, 64)] * 3)
+    passages, _ = passages.stored_as("int8")
+    for budget in (1 << 19, 4 << 20):
         tracemalloc.start()
         multivector_scores(queries, passages, memory_budget=budget)
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         assert budget / 2 < peak < 1.2 * budget
-
-
-def test_negative_similarities_are_not_floored_at_zero() -> None:
-    query, passage = np.array([[1.0, 0.0]]), np.array([[-0.5, 0.1], [-0.9, 0.0]])
-    longer = np.array([[-1.0, 0.0]] * 5)
-    assert multivector_scores([query], [passage, longer]).tolist() == [[-0.5, -1.0]]
-
-
-def test_maxsim_over_many_blocks_equals_maxsim_over_each_passage_alone() -> None:
-    rng = np.random.default_rng(0)
-    lengths = [TOKENS_PER_BLOCK + 7, 3, TOKENS_PER_BLOCK // 2, TOKENS_PER_BLOCK // 2, 1, TOKENS_PER_BLOCK - 1]
-    query, passages = unit_rows(rng, 4, 8), [unit_rows(rng, n, 8) for n in lengths]
-    expected = [(query @ passage.T).max(axis=1).mean() for passage in passages]
-    np.testing.assert_allclose(multivector_scores([query], passages)[0], expected, atol=TOLERANCE)
 
 
 def test_packed_multivectors_behave_as_a_list_of_arrays() -> None:
@@ -195,6 +150,19 @@ def test_packed_multivectors_behave_as_a_list_of_arrays() -> None:
         packed[3]
 
 
+def test_the_four_scores_of_pairs_are_those_of_the_matrix() -> None:
+    queries, passages = make_embeddings(1, 3), make_embeddings(2, 4)
+    matrix = score_matrix(queries, passages, (1, 2, 3))
+    pairs = score_pairs(queries, [2, 0, 2], passages, [3, 0, 1], (1, 2, 3))
+    for name in ("dense", "sparse", "multivector", "hybrid"):
+        expected = getattr(matrix, name)[[2, 0, 2], [3, 0, 1]]
+        np.testing.assert_allclose(getattr(pairs, name), expected, atol=TOLERANCE)
+    assert matrix.hybrid.shape == (3, 4)
+    np.testing.assert_array_equal(
+        matrix.hybrid, hybrid_scores(matrix.dense, matrix.sparse, matrix.multivector, (1, 2, 3))
+    )
+
+
 def test_hybrid_divides_by_the_weights_sum_so_only_their_ratio_matters() -> None:
     dense, sparse, multivector = np.array([0.1, 0.9]), np.array([0.2, 0.4]), np.array([0.5, -0.3])
     found = hybrid_scores(dense, sparse, multivector, weights=(2, 1, 1))
@@ -202,3 +170,42 @@ def test_hybrid_divides_by_the_weights_sum_so_only_their_ratio_matters() -> None
     assert np.isfinite(hybrid_scores(dense, sparse, np.full(2, -np.inf), weights=(1, 1, 0))).all()
     halved = hybrid_scores(dense, sparse, multivector, weights=(0.5, 0.25, 0.25))
     np.testing.assert_allclose(halved, found, rtol=1e-6)
+
+
+def ones(*shape: int) -> Any:
+    return np.ones(shape, np.float32)
+
+
+def rows(*shape: int) -> csr_array:
+    return csr_array(ones(*shape))
+
+
+SAME_MODEL = "encoded by the same model"
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: dense_scores(ones(2, 3), ones(2, 4)), ["one width", r"\(2, 3\) and \(2, 4\)", SAME_MODEL]),
+        (lambda: dense_scores(ones(3), ones(2, 3)), [r"\(texts, dims\)", r"found shapes \(3,\) and \(2, 3\)"]),
+        (lambda: dense_pair_scores(ones(2, 3), ones(1, 3)), ["as many queries as", "found 2 and 1"]),
+        (lambda: sparse_scores(rows(2, 3), rows(2, 4)), ["share one vocabulary", "3 and 4 columns", SAME_MODEL]),
+        (lambda: sparse_pair_scores(rows(2, 3), rows(3, 3)), ["as many queries as passages", "found 2 and 3"]),
+        (lambda: sparse_scores([{"5": 0.5}], [{"5": 0.5}]), ["csr_array", "Embeddings.sparse", "found list"]),
+        (lambda: sparse_scores(ones(3), ones(3)), [r"\(texts, vocabulary\) csr_array", r"ndarray\(3,\)"]),
+        (lambda: multivector_scores([ones(2, 3)], [ones(2, 4)]), ["one width", "found 3 and 4", SAME_MODEL]),
+        (lambda: multivector_scores([ones(2, 3), ones(1, 4)], []), ["one width", r"\[\(1, 4\), \(2, 3\)\]"]),
+        (lambda: multivector_scores(ones(2, 3), ones(2, 3)), ["array per text", r"found shapes \[\(3,\)\]"]),
+        (
+            lambda: multivector_pair_scores([ones(2, 3)] * 2, [ones(2, 3), ones(2, 4)]),
+            ["pair 1 must be", "one width", r"\(2, 3\) and \(2, 4\)", SAME_MODEL],
+        ),
+        (lambda: multivector_pair_scores([ones(2, 3)], []), ["as many queries as", "found 1 and 0"]),
+        (lambda: multivector_scores([], [ones(2, 3)], passage_mask=ones(2)), ["must be a bool array", "float32"]),
+        (lambda: multivector_scores([], [], memory_budget=99), ["memory_budget must be at least", "found 99"]),
+        (lambda: hybrid_scores(ones(2), ones(2), ones(3)), ["one shape", r"found \(2,\), \(2,\), \(3,\)"]),
+    ],
+)
+def test_scores_refuse_sides_that_do_not_belong_together(call: Callable[[], object], words: list[str]) -> None:
+    with pytest.raises(ValueError, match=".*".join(words)):
+        call()

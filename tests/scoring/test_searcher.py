@@ -1,5 +1,6 @@
-"""Search over a whole corpus: exact, the same after saving, and the old index whole whatever stops a save."""
+"""Search over a whole corpus: exact, the same after saving, and never saved over another process's passages."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,14 +14,14 @@ from bgem3.scoring import (
     Embeddings,
     HybridSearcher,
     SearchResults,
+    corpus,
     dense_scores,
     hybrid_scores,
     multivector_scores,
-    searcher,
     sparse_scores,
 )
+from bgem3.scoring.corpus import BYS, By
 from bgem3.scoring.ranking import top_k
-from bgem3.scoring.searcher import BYS, By
 from bgem3.scoring.token_vectors import STORAGES, Storage
 from tests.scoring.corpus import make_embeddings
 
@@ -64,9 +65,9 @@ def test_top_k_equals_sorting_ties_by_column(rows: list[list[float]], k: int) ->
     n_candidates=st.integers(5, 8),
     by=st.sampled_from(BYS),
     storage=st.sampled_from(STORAGES),
-    budget=st.sampled_from([1, searcher.MEMORY_BUDGET]),
+    budget=st.sampled_from([1, corpus.MEMORY_BUDGET]),
 )
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_search_equals_scoring_everything_and_sorting_in_plain_python(
     seed: int, n_queries: int, cuts: list[int], k: int, n_candidates: int, by: By, storage: Storage, budget: int
 ) -> None:
@@ -77,7 +78,7 @@ def test_search_equals_scoring_everything_and_sorting_in_plain_python(
         built.append(part)
     assert len(built) == len(passages)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(searcher, "MEMORY_BUDGET", budget)
+        patch.setattr(corpus, "MEMORY_BUDGET", budget)
         found = built.search(queries, k, WEIGHTS, candidates=n_candidates, by=by)
     assert found.index.shape == (n_queries, min(k, len(passages)))
     stored, error = passages.multivector.stored_as(storage)
@@ -107,14 +108,12 @@ def test_a_saved_searcher_gives_the_same_bits_and_takes_more_passages(tmp_path: 
     opened = HybridSearcher.open(tmp_path / "index")
     for saved in (built, opened):
         assert_same_results(saved.search(queries), before)
-        assert not saved._segments[0].dense.flags.owndata, "what is saved is mapped, not held"
+        assert not saved._corpus.segments[0].dense.flags.owndata, "what is saved is mapped, not held"
     assert before.ids[0, 0] == f"p{before.index[0, 0]}"
-    first_part = {path: path.stat().st_mtime_ns for path in (tmp_path / "index").rglob("*.npy")}
     opened.append(more, [f"q{i}" for i in range(30)])
     after = opened.search(queries)
     assert_same_results(HybridSearcher.open(tmp_path / "index").search(queries), before)
     opened.save(tmp_path / "index")
-    assert first_part.items() <= {p: p.stat().st_mtime_ns for p in (tmp_path / "index").rglob("*.npy")}.items()
     assert_same_results(HybridSearcher.open(tmp_path / "index").search(queries), after)
     opened.save(tmp_path / "copy")
     assert_same_results(HybridSearcher.open(tmp_path / "copy").search(queries), after)
@@ -130,16 +129,9 @@ def test_a_saved_searcher_gives_the_same_bits_and_takes_more_passages(tmp_path: 
         (lambda s, e: s.search(e, by="lexical"), r"by must be one of \('dense', 'sparse', 'both'\), found 'lexical'"),
         (lambda s, e: s.search(e, weights=(1, -1, 0)), "must not sum to 0"),
         (lambda s, e: s.search(make_embeddings(0, 2, 7)), "dense vectors must be as wide as the corpus's, 8, found 7"),
-        (lambda s, e: s.append(make_embeddings(0, 2, 7)), "dense vectors must be as wide as the corpus's, 8, found 7"),
         (lambda s, e: s.search(widened(e)), "sparse weights must be as wide as the corpus's, .*; were both encoded by"),
         (lambda s, e: s.append(e, [4, 9]), r"ids must be new, but \[4\] are in the corpus"),
         (lambda s, e: s.append(e, ["a", "b"]), "ids must be of the corpus's kind, found <U1 for int64"),
-        (lambda s, e: s.append(e, [7]), "ids must be one per text, found 1 for 2 texts"),
-        (lambda s, e: s.append(e, [7, 7]), "ids must be different whole numbers"),
-        (
-            lambda s, e: s.append(e, [0.5, 0.6]),
-            "ids must be different whole numbers, or different strings, found float",
-        ),
         (lambda s, e: HybridSearcher.build(e, None, "int4"), "storage must be one of .* found 'int4'"),  # type: ignore[arg-type]
     ],
 )
@@ -158,10 +150,81 @@ def test_opening_refuses_another_kind_and_a_missing_folder(tmp_path: Path) -> No
         HybridSearcher.open(tmp_path / "nothing")
 
 
-def test_an_output_that_is_missing_is_named() -> None:
+def test_outputs_that_are_missing_or_of_other_texts_are_named_and_no_passages_leave_no_trace() -> None:
     full = make_embeddings(1, 5)
+    searcher = HybridSearcher.build(full)
     dense = Embeddings(n_tokens=full.n_tokens, truncated=full.truncated, dense=full.dense)
-    with pytest.raises(AttributeError, match="'multivector'"):
-        HybridSearcher.build(dense)
-    with pytest.raises(AttributeError, match="'multivector'"):
-        HybridSearcher.build(full).search(dense)
+    for call in (HybridSearcher.build, searcher.search):
+        with pytest.raises(AttributeError, match="'multivector'"):
+            call(dense)
+    doubled = full[:]
+    doubled._dense = np.concatenate([full.dense, full.dense])
+    with pytest.raises(ValueError, match="outputs must be of the same texts, found 5 token counts, 10 dense vectors"):
+        searcher.append(doubled)
+    searcher.append(make_embeddings(0, 0, 7))
+    assert len(searcher._corpus.segments) == 1
+
+
+def assert_stale(searcher: HybridSearcher, folder: Path) -> None:
+    before = sorted(folder.rglob("*"))
+    with pytest.raises(RuntimeError, match=r"another save has replaced it\. Nothing was written; open it again"):
+        searcher.save(folder)
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_a_searcher_whose_folder_another_save_has_replaced_is_refused_until_opened_anew(tmp_path: Path) -> None:
+    built = HybridSearcher.build(make_embeddings(1, 4))
+    for name in ("index", "copy"):
+        built.save(tmp_path / name)
+    first, second = (HybridSearcher.open(tmp_path / "index") for _ in range(2))
+    first.append(make_embeddings(2, 3))
+    second.append(make_embeddings(3, 2))
+    first.save(tmp_path / "index")
+    for searcher in (second, built):
+        assert_stale(searcher, tmp_path / "index")
+    assert len(HybridSearcher.open(tmp_path / "index")) == 7
+    second.save(tmp_path / "other")  # as the message advises
+    assert len(HybridSearcher.open(tmp_path / "other")) == 6
+    first.append(make_embeddings(4, 1))
+    first.save(tmp_path / "index")  # its own save has not made it stale
+    HybridSearcher.build(make_embeddings(2, 7)).save(tmp_path / "index")
+    assert_stale(first, tmp_path / "index")
+    built.save(tmp_path / "copy")
+    shutil.rmtree(tmp_path / "copy")
+    make_embeddings(2, 7).save(tmp_path / "copy")
+    with pytest.raises(ValueError, match="holds embeddings"):
+        built.save(tmp_path / "copy")
+
+
+def test_a_link_that_leads_to_another_index_than_it_did_is_not_saved_through(tmp_path: Path) -> None:
+    for version, n_texts in (("v1", 4), ("v2", 6)):
+        HybridSearcher.build(make_embeddings(1, n_texts)).save(tmp_path / version)
+    link = tmp_path / "current"
+    link.symlink_to("v1")
+    saved = HybridSearcher.build(make_embeddings(2, 3))
+    saved.save(link)
+    opened = HybridSearcher.open(link)
+    link.unlink()
+    link.symlink_to("v2")
+    for searcher in (opened, saved):
+        assert_stale(searcher, link)
+    for name in ("v1", "v2"):
+        saved.save(tmp_path / name)
+    saved.append(make_embeddings(3, 1))
+    saved.save(link)
+    assert len(HybridSearcher.open(link)) == 4
+
+
+def test_a_searcher_writes_to_each_folder_only_what_it_lacks(tmp_path: Path) -> None:
+    searcher = HybridSearcher.build(make_embeddings(1, 4))
+    for name in ("a", "b"):
+        searcher.save(tmp_path / name)
+    first = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.npy")}
+    searcher.append(make_embeddings(2, 4))
+    for name in ("a", "b", "a"):
+        searcher.save(tmp_path / name)
+        assert len(HybridSearcher.open(tmp_path / name)) == 8
+    assert first.items() <= {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.npy")}.items()
+    shutil.rmtree(tmp_path / "a")
+    searcher.save(tmp_path / "a")
+    assert len(HybridSearcher.open(tmp_path / "a")) == 8

@@ -18,7 +18,7 @@ ROWS = st.lists(st.lists(st.sampled_from([0.0, 0.5, 1.0, -1.0]), min_size=6, max
 
 
 @given(rows=ROWS, k=st.integers(1, 7), data=st.data())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=50, deadline=None)
 def test_metrics_equal_their_definitions_in_plain_python(rows: list[list[float]], k: int, data: st.DataObject) -> None:
     gains = st.dictionaries(st.integers(0, 5), st.sampled_from([1.0, 2.0, 0.5]), min_size=1, max_size=6)
     judgments = [data.draw(gains) for _ in rows]

@@ -1,4 +1,4 @@
-"""Payloads for vector databases: the client libraries take them, and embedded databases rank as we do.
+"""Payloads for vector databases: the clients take them, and embedded databases rank as HybridSearcher does.
 
 The same hybrid query is run by Qdrant's local mode and by Milvus Lite, over candidates wide enough that nothing but
 the scores decides.
@@ -13,13 +13,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pymilvus import AnnSearchRequest, DataType, MilvusClient, WeightedRanker
-from pymilvus.client.prepare import Prepare
-from qdrant_client import QdrantClient, models
-from vespa.application import Vespa
 
 from bgem3.scoring import Embeddings, HybridSearcher
+from bgem3.scoring.hybrid import DEFAULT_WEIGHTS
 from tests.scoring.corpus import make_embeddings
+
+for client in ("milvus_lite", "pymilvus", "qdrant_client", "vespa"):
+    pytest.importorskip(client, reason="`make test-integrations` installs the clients of vector databases")
+
+from pymilvus import AnnSearchRequest, DataType, MilvusClient, WeightedRanker  # noqa: E402
+from pymilvus.client.prepare import Prepare  # noqa: E402
+from qdrant_client import QdrantClient, models  # noqa: E402
+from vespa.application import Vespa  # noqa: E402
 
 
 def with_tokens(embeddings: Embeddings) -> Embeddings:
@@ -28,8 +33,8 @@ def with_tokens(embeddings: Embeddings) -> Embeddings:
 
 
 PASSAGES, QUERIES = with_tokens(make_embeddings(1, 60)), with_tokens(make_embeddings(2, 20))
+pytestmark = pytest.mark.integrations
 N_DIMS = PASSAGES.dense.shape[1]
-WEIGHTS = (0.4, 0.2, 0.4)
 
 
 def expected_ranking(weights: tuple[float, float, float], ids: list[Any]) -> list[list[Any]]:
@@ -37,7 +42,7 @@ def expected_ranking(weights: tuple[float, float, float], ids: list[Any]) -> lis
     return found.ids.tolist()  # type: ignore[no-any-return]
 
 
-def test_qdrants_local_mode_ranks_by_the_three_scores_as_we_do() -> None:
+def test_qdrants_local_mode_ranks_by_the_three_scores_as_the_searcher_does() -> None:
     client = QdrantClient(":memory:")
     client.create_collection(
         "passages",
@@ -58,7 +63,7 @@ def test_qdrants_local_mode_ranks_by_the_three_scores_as_we_do() -> None:
         vectors = models.PointStruct(**point).vector
         assert isinstance(vectors, dict)
         names = ("dense", "sparse", "multivector")
-        w_dense, w_sparse, w_multivector = WEIGHTS
+        w_dense, w_sparse, w_multivector = DEFAULT_WEIGHTS
         scale = w_dense, w_sparse, w_multivector / len(point["vector"]["multivector"])
         terms: list[models.Expression] = [
             models.MultExpression(mult=[weight, f"$score[{place}]"]) for place, weight in enumerate(scale)
@@ -73,10 +78,10 @@ def test_qdrants_local_mode_ranks_by_the_three_scores_as_we_do() -> None:
         )
         found.append([result.id for result in results.points])
     client.close()
-    assert found == expected_ranking(WEIGHTS, ids)
+    assert found == expected_ranking(DEFAULT_WEIGHTS, ids)
 
 
-def test_milvus_lite_ranks_by_dense_and_lexical_score_as_we_do(tmp_path: Path) -> None:
+def test_milvus_lite_ranks_by_dense_and_lexical_score_as_the_searcher_does(tmp_path: Path) -> None:
     client = MilvusClient(str(tmp_path / "milvus.db"))
     schema = client.create_schema(auto_id=False)
     schema.add_field("id", DataType.VARCHAR, is_primary=True, max_length=16)
@@ -158,15 +163,3 @@ def test_pyvespa_feeds_documents_of_tensors(vespa_requests: tuple[Vespa, dict[st
         blocks = fields["multivector"]["blocks"]
         assert list(blocks) == [str(place) for place in range(len(PASSAGES.multivector[i]))]
         np.testing.assert_array_equal(np.array(list(blocks.values()), np.float32), PASSAGES.multivector[i])
-
-
-def test_only_outputs_that_are_held_are_in_the_payloads_and_ids_must_fit() -> None:
-    dense = Embeddings(n_tokens=QUERIES.n_tokens, truncated=QUERIES.truncated, dense=QUERIES.dense)
-    assert dense.to_qdrant()[3]["vector"].keys() == {"dense"}
-    assert dense.to_milvus()[3].keys() == {"id", "dense"}
-    assert dense.to_vespa()[3]["fields"].keys() == {"dense"}
-    assert dense.to_flag()["lexical_weights"] is None
-    for form in (dense.to_qdrant, dense.to_milvus, dense.to_vespa):
-        assert json.loads(json.dumps(form()))[3]["id"] in (3, "3")
-        with pytest.raises(ValueError, match=f"one per text, found 1 for {len(QUERIES)} texts"):
-            form([7])

@@ -1,0 +1,139 @@
+"""Damaged .npz and .npy files are refused with what to do: no crash, and nothing is unpickled."""
+
+import io
+import os
+import shutil
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bgem3.scoring import Embeddings
+from bgem3.scoring.storage import INDEX
+from tests.scoring.corpus import make_embeddings
+from tests.scoring.damage import N_TEXTS, outcome, outcomes, part_of, use_embeddings
+
+HEADERS = {
+    "nested": "(" * 9000,
+    "signs": "(" + "-" * 9000 + "1,)}",
+    "not ended": "(",
+    "huge": "(1000000000000,)}",
+    "larger than int64": "(" + "9" * 40 + ",)}",
+    "negative": "(-1, -4)}",
+}
+WHOLE_HEADERS = {
+    "empty descr": "{'descr': (), 'fortran_order': False, 'shape': (1,)}",
+    "unknown descr": "{'descr': 'zz9', 'fortran_order': False, 'shape': (1,)}",
+    "a list": "[1, 2, 3]",
+    "an expression": "__import__('os').getcwd()",
+} | {name: "{'descr': '<f4', 'fortran_order': False, 'shape': " + shape for name, shape in HEADERS.items()}
+
+
+def npy_of(header: str) -> bytes:
+    """Return a .npy file with this header and 16 bytes of data."""
+    return b"\x93NUMPY\x01\x00" + (len(header) + 1).to_bytes(2, "little") + header.encode() + b"\n" + bytes(16)
+
+
+def npz_of(members: dict[str, bytes], **options: Any) -> bytes:
+    """Return an .npz file of these members."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", **options) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return buffer.getvalue()
+
+
+def flipped(content: bytes, place: int) -> bytes:
+    return content[:place] + bytes([content[place] ^ 0xFF]) + content[place + 1 :]
+
+
+def saved_npz(save: Any = np.savez) -> bytes:
+    buffer = io.BytesIO()
+    save(buffer, **make_embeddings(0, N_TEXTS)._arrays())
+    return buffer.getvalue()
+
+
+def damaged_npz() -> dict[str, bytes]:
+    """Return ways in which an .npz file may be wrong."""
+    content, compressed, npy = saved_npz(), saved_npz(np.savez_compressed), io.BytesIO()
+    dense = make_embeddings(0, N_TEXTS).dense
+    np.save(npy, dense)
+    pickled = io.BytesIO()
+    np.savez(pickled, n_tokens=np.array([{}]))
+    encrypted = bytearray(npz_of({"n_tokens.npy": npy.getvalue()}))
+    encrypted[6] |= 1
+    encrypted[encrypted.index(b"PK\x01\x02") + 8] |= 1
+    return {
+        "nothing": b"",
+        "text": b"n_tokens, dense",
+        "a .npy file": npy.getvalue(),
+        "pickled": pickled.getvalue(),
+        "half": content[: len(content) // 2],
+        "without its last byte": content[:-1],
+        "a byte of a value changed": flipped(content, content.index(dense.tobytes()[:16])),
+        "half of the compressed": compressed[: len(compressed) // 2],
+        "a compressed byte changed": flipped(compressed, compressed.index(b"dense.npy") + 60),
+        "encrypted": bytes(encrypted),
+        "no member": npz_of({}),
+        "a member that is no array": npz_of({"n_tokens.npy": b"hello"}),
+        "a member cut short": npz_of({"n_tokens.npy": npy.getvalue()[:-5]}),
+        "a bomb": npz_of({"dense.npy": bytes(128 << 20)}, compression=zipfile.ZIP_DEFLATED),
+    } | {f"a header, {name}": npz_of({"n_tokens.npy": npy_of(header)}) for name, header in WHOLE_HEADERS.items()}
+
+
+def test_a_damaged_npz_file_is_not_loaded(tmp_path: Path) -> None:
+    paths = {name: tmp_path / f"{name}.npz" for name in damaged_npz()}
+    for name, content in damaged_npz().items():
+        paths[name].write_bytes(content)
+    for name, found in outcomes(use_embeddings, paths).items():
+        assert found.startswith(f"ValueError: {paths[name]}"), found
+        assert "save it again" in found or "no array 'n_tokens'" in found
+
+
+def test_a_npy_file_with_a_damaged_header_is_not_mapped(tmp_path: Path) -> None:
+    make_embeddings(0, N_TEXTS).save(tmp_path / "whole")
+    folders = {name: shutil.copytree(tmp_path / "whole", tmp_path / name) for name in WHOLE_HEADERS}
+    for name, folder in folders.items():
+        (part_of(folder) / "n_tokens.npy").write_bytes(npy_of(WHOLE_HEADERS[name]))
+    for name, found in outcomes(use_embeddings, folders).items():
+        assert found.startswith(f"ValueError: {part_of(folders[name]) / 'n_tokens.npy'} is damaged ("), found
+
+
+@given(data=st.data())
+@settings(max_examples=60, deadline=None)
+def test_an_npz_file_with_changed_bytes_is_refused_or_harmless(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    content = bytearray(saved_npz())
+    for _ in range(data.draw(st.integers(1, 3))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    path = tmp_path_factory.getbasetemp() / "changed.npz"
+    path.write_bytes(content[: data.draw(st.sampled_from([len(content), len(content), len(content) // 3]))])
+    found = outcome(use_embeddings, path)
+    assert found == "" or found.startswith("ValueError: "), found
+
+
+def test_compressed_and_fortran_ordered_arrays_are_loaded(tmp_path: Path) -> None:
+    embeddings = make_embeddings(0, N_TEXTS)
+    arrays: dict[str, Any] = embeddings._arrays()
+    np.savez_compressed(tmp_path / "other.npz", **arrays | {"dense": np.asfortranarray(arrays["dense"])})
+    np.testing.assert_array_equal(Embeddings.load(tmp_path / "other.npz").dense, embeddings.dense)
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_what_is_no_regular_file_is_refused_and_never_waited_for(tmp_path: Path, make: Any) -> None:
+    make(tmp_path / "file.npz")
+    for name in ("no array", "no index"):
+        make_embeddings(0, N_TEXTS).save(tmp_path / name)
+    dense, index = part_of(tmp_path / "no array") / "dense.npy", tmp_path / "no index" / INDEX
+    for path in (dense, index):
+        path.unlink()
+        make(path)
+    found = outcomes(use_embeddings, {name: tmp_path / name for name in ("file.npz", "no array", "no index")})
+    assert "is no regular file" in found["file.npz"]
+    assert found["no array"].startswith(f"ValueError: {dense} is damaged (no regular file)")
+    assert found["no index"].startswith(f"ValueError: {index} is damaged: it is no regular file")

@@ -1,0 +1,73 @@
+"""A damaged index of a folder is refused, by saving too, and nothing that it names is deleted."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bgem3.scoring import HybridSearcher
+from bgem3.scoring.storage import INDEX
+from tests.scoring.corpus import make_embeddings
+from tests.scoring.damage import outcome, use_searcher
+
+PART = "part-0123456789ab"
+INDEX_VALUES: dict[str, list[Any]] = {
+    "format": [None, "1", True, 1.0, [1], -1, 99, 10**400],
+    "kind": [None, 1, "embeddings", ["hybrid searcher"], ""],
+    "parts": [
+        None, {}, PART, 3, [], [1], [None], [[PART]], [""], ["."], [".."], ["victim"], ["../victim"], ["/etc"],
+        [PART + "/.."], [PART + "\n"], ["a\\b"], ["part-\0"], ["part-" + "0" * 4000], [PART, PART],
+    ],
+    "n_passages": [None, "9", True, 9.0, -1, 8, 10, 10**30, []],
+}  # fmt: skip
+CONTENTS = [b"", b"{", b"[]", b"null", b"3", b'"parts"', b"\xff\xfe", bytes(9), b"[" * 100_000, b'{"a":' * 100_000,
+            b"1" * 10_000, b"NaN", b"{}" * 2]  # fmt: skip
+
+
+def make_searcher() -> HybridSearcher:
+    return HybridSearcher.build(make_embeddings(1, 9))
+
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The index of a saved searcher, with a folder beside it that nobody may delete."""
+    folder = tmp_path_factory.mktemp("saved") / "searcher"
+    make_searcher().save(folder)
+    for victim in (folder.parent / "victim", folder / "victim"):
+        victim.mkdir()
+    return folder / INDEX
+
+
+def test_an_index_with_a_value_that_does_not_fit_is_refused_and_nothing_is_deleted(index: Path) -> None:
+    whole, before = index.read_text(), sorted(index.parent.parent.rglob("*"))
+    changed = [json.loads(whole) | {name: value} for name, values in INDEX_VALUES.items() for value in values]
+    changed += [{key: value for key, value in json.loads(whole).items() if key != name} for name in INDEX_VALUES]
+    for content in [*CONTENTS, *(json.dumps(values).encode() for values in changed)]:
+        index.write_bytes(content)
+        found = outcome(use_searcher, index.parent)
+        assert found.startswith(f"ValueError: {index.parent}"), found
+        if "index.json is damaged" in found:
+            assert outcome(make_searcher().save, index.parent).startswith("ValueError: ")
+        index.write_text(whole)
+    assert sorted(index.parent.parent.rglob("*")) == before
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9) | st.just(PART),
+    lambda values: st.lists(values, max_size=3) | st.dictionaries(st.text(max_size=5), values, max_size=3),
+    max_leaves=5,
+)
+
+
+@given(changes=st.dictionaries(st.sampled_from([*INDEX_VALUES]), json_values, min_size=1))
+@settings(max_examples=60, deadline=None)
+def test_no_json_in_an_index_ends_in_anything_but_a_refusal(index: Path, changes: dict[str, Any]) -> None:
+    whole = index.read_text()
+    index.write_text(json.dumps(json.loads(whole) | changes))
+    found = outcome(use_searcher, index.parent)
+    index.write_text(whole)
+    is_same = json.dumps(json.loads(whole) | changes) == json.dumps(json.loads(whole))
+    assert is_same if not found else found.startswith(("ValueError: ", "FileNotFoundError: ")), found
