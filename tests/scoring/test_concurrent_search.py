@@ -43,7 +43,7 @@ def in_threads(*calls: Callable[[], None]) -> None:
 
 
 @pytest.mark.parametrize("saves", [False, True])
-@pytest.mark.parametrize("n_repeats", [1, pytest.param(100, marks=pytest.mark.stress)])
+@pytest.mark.parametrize("n_repeats", [1, pytest.param(30, marks=pytest.mark.stress)])
 def test_a_search_sees_the_corpus_before_or_after_an_append(n_repeats: int, saves: bool, tmp_path: Path) -> None:
     """Compare every search with those of the corpora that there are before and after each append."""
     grown = HybridSearcher.build(PARTS[0])
