@@ -14,6 +14,7 @@ from tests.paths import ROOT
 
 DESIGN = (ROOT / "DESIGN.md").read_text(encoding="utf-8")
 PRODUCT = ("export", "runtime", "scoring")
+SOURCE_SUFFIXES = {".py", ".c", ".md", ".svg"}
 NOT_SOURCE = {"build", "dist", "scratch", "__pycache__"}
 HEAVY = {"torch", "transformers", "optimum", "onnx", "pyarrow", "matplotlib"}
 
@@ -66,13 +67,14 @@ def drawn_folders() -> set[str]:
 
 
 def real_folders(parent: Path = ROOT) -> set[str]:
-    """List the folders that hold sources, without those of tests, which mirror the others."""
+    """List the folders that hold source files, without those of tests, which mirror the others."""
     found = set()
     for folder in parent.iterdir():
-        is_source = folder.is_dir() and folder.name not in NOT_SOURCE and folder.suffix != ".egg-info"
-        if is_source and not folder.name.startswith(".") and any(file.is_file() for file in folder.rglob("*")):
-            found.add(f"{folder.relative_to(ROOT).as_posix()}/")
-            found |= real_folders(folder) if folder.name != "tests" else set()
+        is_hidden = folder.name.startswith(".") or folder.name in NOT_SOURCE or (folder / "pyvenv.cfg").is_file()
+        if folder.is_dir() and not is_hidden:
+            nested = real_folders(folder) if folder.name != "tests" else set()
+            if nested or any(file.suffix in SOURCE_SUFFIXES for file in folder.iterdir()):
+                found |= nested | {f"{folder.relative_to(ROOT).as_posix()}/"}
     return found
 
 
