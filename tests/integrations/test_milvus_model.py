@@ -11,7 +11,6 @@ import pytest
 import bgem3.runtime
 from bgem3.runtime import BGEM3FlagModel, BGEM3Model
 
-pytest.importorskip("milvus_model", reason="`make test-integrations` installs it")
 pytestmark = pytest.mark.integrations
 
 ARTIFACT = Path(sys.prefix, "artifact")  # `make test-integrations` exports it
