@@ -38,7 +38,7 @@ test-integrations: $(INTEGRATIONS)/.ready ## the tests with clients of vector da
 $(INTEGRATIONS)/.ready: $(VENV)/.ready
 	$(PYTHON) -m venv $(INTEGRATIONS)
 	$(INTEGRATIONS)/bin/$(PIP_INSTALL) --editable ".[$(DEVICE),integrations]"
-	$(BIN)/python -m scripts.make_demo_checkpoint $(INTEGRATIONS)/checkpoint
+	$(BIN)/python -c "from scripts.make_demo_checkpoint import make_demo_checkpoint as make; make('$(INTEGRATIONS)/checkpoint')"
 	$(BIN)/bgem3 export $(INTEGRATIONS)/checkpoint $(INTEGRATIONS)/artifact --precision fp32 --overwrite
 	touch $@
 
