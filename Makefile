@@ -8,24 +8,39 @@ DEVICE ?= cpu
 CHECKPOINT ?=
 VENV := .venv
 BIN := $(VENV)/bin
+# Python compiles modules when they are first imported, which is quicker than compiling all of them.
+PIP_INSTALL := python -m pip install --quiet --disable-pip-version-check --no-compile
+# The clients of vector databases have an environment of their own.
+INTEGRATIONS := .venv-integrations
 
-.PHONY: help setup demo test test-full test-stress test-gpu lint types bench bench-gpu render docs clean
+.PHONY: help setup demo test test-integrations test-full test-stress test-gpu lint types bench bench-gpu render docs clean
 help: ## list the targets
-	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 20
 
 setup: $(VENV)/.ready ## make the virtual environment with everything in it
 
 $(VENV)/.ready: pyproject.toml $(wildcard runtime/kernels/*)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check "$(TORCH)"
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable ".[$(DEVICE),export,test]"
+	$(BIN)/$(PIP_INSTALL) "$(TORCH)"
+	$(BIN)/$(PIP_INSTALL) --editable ".[$(DEVICE),export,test]"
 	touch $@
 
 demo: setup ## checkpoint -> export -> four scores, on a small built-in checkpoint (or CHECKPOINT=BAAI/bge-m3)
 	$(BIN)/python scripts/demo.py $(CHECKPOINT)
 
-test: setup ## the tests
-	$(BIN)/python -m pytest -m "not full and not gpu and not stress"
+test: setup ## the tests, on up to four CPUs
+	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist worksteal \
+		-m "not full and not gpu and not stress and not integrations"
+
+test-integrations: $(INTEGRATIONS)/.ready ## the tests with clients of vector databases, without PyTorch
+	$(INTEGRATIONS)/bin/python -m pytest -m integrations --confcutdir tests/integrations tests/integrations
+
+$(INTEGRATIONS)/.ready: $(VENV)/.ready
+	$(PYTHON) -m venv $(INTEGRATIONS)
+	$(INTEGRATIONS)/bin/$(PIP_INSTALL) --editable ".[$(DEVICE),integrations]"
+	$(BIN)/python -c "from scripts.make_demo_checkpoint import make_demo_checkpoint as make; make('$(INTEGRATIONS)/checkpoint')"
+	$(BIN)/bgem3 export $(INTEGRATIONS)/checkpoint $(INTEGRATIONS)/artifact --precision fp32 --overwrite
+	touch $@
 
 test-full: setup ## the tests that need a full-size model (10 GB of disk, 8 GB of memory, half an hour)
 	$(BIN)/python -m pytest -m full
@@ -59,4 +74,4 @@ docs: setup ## check that README, docstrings and examples run
 	$(BIN)/python -m pytest tests/test_documentation.py
 
 clean: ## remove what the other targets made
-	rm -rf $(VENV) runtime/*.so .types .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
+	rm -rf $(VENV) $(INTEGRATIONS) runtime/*.so .types .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
