@@ -17,17 +17,11 @@ ACCEPTED: dict[str, tuple[Any, ...]] = {
     "is_decoder": (False, None),
     "quantization_config": (None, {}),
 }
-"""Settings with the values that mean what BGE-M3's mean."""
-LARGEST_SIZE = 1 << 24  # no encoder comes near it; a damaged file's larger size would overflow or hang
-LARGEST_SIZES = {
-    "hidden_size": LARGEST_SIZE,
-    "num_hidden_layers": 1000,
-    "num_attention_heads": LARGEST_SIZE,
-    "intermediate_size": LARGEST_SIZE,
-    "vocab_size": LARGEST_SIZE,
-    "max_position_embeddings": LARGEST_SIZE,
-    "type_vocab_size": LARGEST_SIZE,
-}
+"""Settings that change what an encoder computes, with the values that compute what BGE-M3 does."""
+WIDTHS = ("hidden_size", "num_attention_heads", "intermediate_size")
+TABLE_SIZES = ("vocab_size", "max_position_embeddings", "type_vocab_size")
+LARGEST_SIZES = dict.fromkeys((*WIDTHS, *TABLE_SIZES), 1 << 24) | {"num_hidden_layers": 1000}
+"""Bounds that no encoder comes near; a damaged file's larger size would overflow or hang."""
 ANCHORS = (
     "embeddings.word_embeddings.weight",
     "embeddings.LayerNorm.weight",
@@ -63,7 +57,7 @@ def load_config(path: Path) -> XLMRobertaConfig:
 
 
 def load_backbone(folder: Path, tensors: Tensors, config: XLMRobertaConfig) -> XLMRobertaModel:
-    """Return the backbone in float32, made of the tensors of the checkpoint's weight files.
+    """Build the backbone in float32 from the checkpoint's tensors.
 
     Raises
     ------
@@ -78,14 +72,14 @@ def load_backbone(folder: Path, tensors: Tensors, config: XLMRobertaConfig) -> X
         if tensors[prefix + name].shape != tensor.shape:
             raise CheckpointError(
                 f"{folder}: tensor {prefix + name} has the shape {tuple(tensors[prefix + name].shape)}, but "
-                f"config.json asks for {tuple(tensor.shape)}; the weights and config.json are not of one checkpoint"
+                f"config.json asks for {tuple(tensor.shape)}; use the weights and config.json of one checkpoint"
             )
     layer_names = [name for name in tensors if name.startswith(f"{prefix}encoder.layer.")]
     unused = [name for name in layer_names if name.removeprefix(prefix) not in expected]
     if unused:
         raise CheckpointError(
-            f"{folder}: {len(unused)} tensors are of layers that config.json does not have, such as "
-            f"{min(unused)}; the weights and config.json are not of one checkpoint"
+            f"{folder}: {len(unused)} tensors belong to layers that config.json does not have, such as "
+            f"{min(unused)}; use the weights and config.json of one checkpoint"
         )
     own = {name: as_float32(tensors[prefix + name], prefix + name) for name in expected}
     model.load_state_dict(own, assign=True)

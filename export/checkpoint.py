@@ -56,11 +56,11 @@ class BGEM3Torch(torch.nn.Module):
 class Checkpoint:
     """A loaded checkpoint."""
 
-    folder: Path  # of its files
+    folder: Path  # holds the checkpoint's files
     model: BGEM3Torch  # in evaluation mode
     tokenizer: Tokenizer  # without the padding and truncation stored in tokenizer.json
     spec: ModelSpec
-    source: dict[str, Any]  # its id, its revision, and the SHA-256 of each file used
+    source: dict[str, Any]  # id, revision, and the SHA-256 of each file used
 
     def token_ids(self, text: str, max_length: int | None = None) -> list[int]:
         """Return a text's token ids with CLS and EOS; the end of a longer text is cut off."""
@@ -79,10 +79,10 @@ def load_checkpoint(
     outputs: Sequence[Output] = OUTPUTS,
     heads_from: str | Path | None = None,
 ) -> Checkpoint:
-    """Load a whole checkpoint in float32 and check it; parameters are those of `bgem3.export.export_model`.
+    """Load a whole checkpoint in float32 and check it.
 
-    It has config.json, tokenizer.json, the backbone (safetensors, or .bin read with ``weights_only=True``), and the
-    heads of ``outputs``: sparse_linear.pt and colbert_linear.pt.
+    Parameters are those of `bgem3.export.export_model`. The files are config.json, tokenizer.json, the backbone
+    (safetensors, or .bin read with ``weights_only=True``), and the heads that ``outputs`` needs.
 
     Raises
     ------

@@ -127,7 +127,7 @@ def _linear(graph: Graph, rows: str, group: str, counted: str) -> str:
 def _prepare(graph: Graph, rows: str, group: str, counted: str) -> list[str]:
     """Return a group's input: float32 rows alone, or uint8 rows, their scales and their common zero point.
 
-    ``counted`` names a graph input with as many rows.
+    ``counted`` names a graph input that has the same number of rows.
     """
     if f"{group}.smoothing" in graph.weights:
         rows = graph.node("Mul", [rows, graph.stored(f"{group}.smoothing")])
@@ -156,7 +156,7 @@ def _project(graph: Graph, prepared: list[str], name: str) -> str:
     product = graph.contrib("MatMulIntegerToFloat", inputs)
     if f"{name}.bias" not in graph.weights:
         return product
-    return graph.node("Add", [product, graph.weight(f"{name}.bias")])  # the operator's own bias precedes a row's scale
+    return graph.node("Add", [product, graph.weight(f"{name}.bias")])  # the operator would scale its own bias
 
 
 def _attention(graph: Graph, slots: list[str]) -> str:

@@ -33,7 +33,6 @@ from bgem3.runtime.artifact import (
     PRECISIONS,
     TOKENIZER_FILE,
     WEIGHTS_FILE,
-    Artifact,
     Output,
     check_artifact,
     is_artifact,
@@ -42,7 +41,6 @@ from bgem3.runtime.artifact import (
 from bgem3.runtime.manifest import CUSTOM_GRAPH, PORTABLE_GRAPH, GraphEntry
 from bgem3.runtime.ort import import_onnxruntime
 from bgem3.runtime.parity import ParityError, check_graphs
-from bgem3.runtime.reference import Reference
 from bgem3.scoring.atomic_files import recover, whole_folder
 
 DTYPES: dict[str, type[np.float16] | type[np.float32]] = {"fp16": np.float16, "fp32": np.float32}
@@ -146,7 +144,10 @@ def export_model(
         manifest = _manifest(checkpoint, folder, graphs) | ({"int8": int8_report} if int8_report else {})
         del checkpoint  # frees its float32 weights before the sessions allocate their own
         gc.collect()  # tracing the portable graph leaves reference cycles
-        manifest["parity"] = _verify(check_artifact(folder, manifest), reference, show_progress)
+        manifest["parity"] = check_graphs(check_artifact(folder, manifest), reference, show_progress=show_progress)
+        for file, report in manifest["parity"].items():
+            if report["missed"]:
+                raise ParityError(f"{file} is too far from the checkpoint: {'; '.join(report['missed'])}")
         text = json.dumps(manifest, indent=2, ensure_ascii=False)
         (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")  # last: without it, nothing loads the folder
     return manifest
@@ -226,12 +227,3 @@ def _manifest(checkpoint: Checkpoint, folder: Path, graphs: list[GraphEntry]) ->
         "parity": {},
         "versions": {name: version(name) for name in LIBRARIES} | {"onnxruntime": import_onnxruntime().__version__},
     }
-
-
-def _verify(artifact: Artifact, reference: Reference, show_progress: bool) -> dict[str, dict[str, Any]]:
-    """Compare every graph of the folder with the reference; raise ParityError if one misses its bounds."""
-    parity = check_graphs(artifact, reference, show_progress=show_progress)
-    for file, report in parity.items():
-        if report["missed"]:
-            raise ParityError(f"{file} is too far from the checkpoint: {'; '.join(report['missed'])}")
-    return parity

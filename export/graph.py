@@ -91,7 +91,7 @@ class Graph:
         return value if is_float32 else self.node("Cast", [value], to=TensorProto.FLOAT)
 
     def linear(self, rows: str, name: str) -> str:
-        """Multiply by a weight and add a bias, in float32, as far as there are such tensors."""
+        """Multiply by a weight and add a bias, in float32; leave out a tensor that does not exist."""
         names = [f"{name}.{kind}" for kind in ("weight", "bias") if f"{name}.{kind}" in self.weights]
         return self.node("Gemm", [rows, *(self.weight(tensor) for tensor in names)]) if names else rows
 

@@ -1,4 +1,4 @@
-"""The two trained heads of a checkpoint: linear layers on the last states."""
+"""The two trained heads of a checkpoint: linear layers on the last hidden states."""
 
 from pathlib import Path
 
@@ -29,7 +29,7 @@ def load_head(path: Path, n_inputs: int, weights: Tensors, n_outputs: int | None
     if weight.shape != (n_outputs, n_inputs) or bias.shape != (n_outputs,):
         raise CheckpointError(
             f"{path} has weight {tuple(weight.shape)} and bias {tuple(bias.shape)}, "
-            f"expected {(n_outputs, n_inputs)} and {(n_outputs,)}; this head and config.json are not of one checkpoint"
+            f"expected {(n_outputs, n_inputs)} and {(n_outputs,)}; use the head and config.json of one checkpoint"
         )
     head = torch.nn.Linear(n_inputs, n_outputs)
     head.load_state_dict({"weight": weight, "bias": bias})

@@ -19,7 +19,7 @@ from bgem3.export.native_graph import build_native_graph
 from bgem3.export.quality_gate import BOUNDS, compare_quality, quality_reference
 from bgem3.export.quantization import Array, QuantizedWeight, groups, parts, quantize_weight
 from bgem3.export.sensitivity import output_sensitivities
-from bgem3.export.smoothing import fit_smoothings, smooth
+from bgem3.export.smoothing import fit_smoothing, smooth
 from bgem3.export.weights import encoder_tensors, write_weights
 from bgem3.runtime.artifact import WEIGHTS_FILE, Artifact
 from bgem3.runtime.device import open_encoder
@@ -89,7 +89,11 @@ def _quantize(
     """Smooth tensors in place, and return the rounded weights by name and the error of each group."""
     samples = sample_inputs(checkpoint, texts, show_progress=show_progress)
     sensitivities = output_sensitivities(checkpoint, texts, show_progress=show_progress)
-    smoothings = fit_smoothings(samples, tensors, sensitivities, show_progress=show_progress)
+    smoothings = {}
+    for group, rows in tqdm(samples.items(), desc="smoothing", unit="group", disable=not show_progress):
+        weight = np.hstack([tensors[f"{part}.weight"] for part in parts(group)])
+        sensitivity = np.hstack([sensitivities[part] for part in parts(group)])
+        smoothings[group] = fit_smoothing(group, rows, weight, sensitivity)
     smooth(tensors, smoothings, checkpoint.spec)
     rounded: dict[str, QuantizedWeight] = {}
     errors = {}

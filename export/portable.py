@@ -34,7 +34,7 @@ DESCRIPTION = (
 """Documentation in the graph; every export writes the same text."""
 
 
-class PaddedModel(torch.nn.Module):
+class PaddedModel(BGEM3Torch):
     """The model over padded texts, with its weights as an argument.
 
     Its modules are copies, so the original keeps its weights; the tensors themselves are shared. ``weights`` holds them
@@ -42,12 +42,8 @@ class PaddedModel(torch.nn.Module):
     """
 
     def __init__(self, model: BGEM3Torch) -> None:
-        super().__init__()
         copied = copy.deepcopy(model, {id(weight): weight for weight in model.parameters()})
-        self.outputs = copied.outputs
-        self.backbone = copied.backbone
-        self.sparse_linear = copied.sparse_linear
-        self.colbert_linear = copied.colbert_linear
+        super().__init__(copied.backbone, copied.sparse_linear, copied.colbert_linear)
         self.config: Any = self.backbone.config
         self.weights = {name: self._transpose_linear(name, weight) for name, weight in self.state_dict().items()}
         for name in self.weights:

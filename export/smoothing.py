@@ -15,7 +15,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch.nn.functional import pad
-from tqdm import tqdm
 
 from bgem3.export.quantization import INPUTS_PER_BLOCK, Array, groups, parts, zero_point
 from bgem3.runtime.artifact import ModelSpec
@@ -40,8 +39,8 @@ class Smoothing:
         return np.asarray((rows - self.shifts) / self.factors, np.float32)
 
 
-def fit_smoothing(rows: Array, weight: Array, sensitivity: Array, *, zero_point: int, is_shifted: bool) -> Smoothing:
-    """Fit shifts and factors to the expected error of ``rows @ weight`` in int8.
+def fit_smoothing(group: str, rows: Array, weight: Array, sensitivity: Array) -> Smoothing:
+    """Fit a group's shifts and factors to the expected error of ``rows @ weight`` in int8.
 
     Uniform rounding has, up to a constant factor, the squared error ``0.92 Σ_b mean(h_tb²) E_b +
     0.08 mean(h_t²) Σ_b E_b + 0.2 Σ_n f_n M_n² Σ_j v_j``. After smoothing, ``h_tb`` is half the range of row t in block
@@ -57,12 +56,8 @@ def fit_smoothing(rows: Array, weight: Array, sensitivity: Array, *, zero_point:
         The weights of the group's projections, side by side.
     sensitivity : float32 array (N,)
         How much an error in each output channel matters, ``f_n``.
-    zero_point : int
-        The zero point of a row with one scale.
-    is_shifted : bool
-        Fit shifts, too; otherwise they are 0.
     """
-    n_inputs = len(weight)
+    n_inputs, zero, is_shifted = len(weight), zero_point(group), not group.endswith(WITHOUT_SHIFTS)
     missing = (0, -n_inputs % INPUTS_PER_BLOCK)  # channels of zeros that complete the last block
     x = pad(torch.from_numpy(rows), missing)
     w = pad(torch.from_numpy(np.abs(weight.T) * sensitivity[:, None] ** 0.5), missing)  # (N, K)
@@ -84,7 +79,7 @@ def fit_smoothing(rows: Array, weight: Array, sensitivity: Array, *, zero_point:
             heaviest = (w * factors).argmax(1)  # (N,)
         largest, least = (x[row_index, ends] - shifts[ends]) / factors[ends]  # (R, blocks)
         largest, least = largest.clamp(min=0), least.clamp(max=0)
-        whole = torch.maximum(largest.amax(1) / (255 - zero_point), least.amin(1) / -zero_point) * 255  # (R,)
+        whole = torch.maximum(largest.amax(1) / (255 - zero), least.amin(1) / -zero) * 255  # (R,)
         columns = w.gather(1, heaviest[:, None])[:, 0] * factors[heaviest]
         energies = (factors.square() * energy).view(-1, INPUTS_PER_BLOCK).sum(1)
         block_error = ((largest - least).square().mean(0) * energies).sum() / 4
@@ -97,26 +92,6 @@ def fit_smoothing(rows: Array, weight: Array, sensitivity: Array, *, zero_point:
     with torch.no_grad():
         shifts, factors = middle + moves * width, log_factors.exp()
     return Smoothing(shifts=shifts.numpy()[:n_inputs], factors=factors.numpy()[:n_inputs])
-
-
-def fit_smoothings(
-    samples: dict[str, Array],
-    tensors: dict[str, Array],
-    sensitivities: dict[str, Array],
-    *,
-    show_progress: bool = False,
-) -> dict[str, Smoothing]:
-    """Fit the smoothing of each group to samples of its input, the encoder's tensors and projections' sensitivities."""
-    smoothings = {}
-    for group, rows in tqdm(samples.items(), desc="smoothing", unit="group", disable=not show_progress):
-        smoothings[group] = fit_smoothing(
-            rows,
-            np.hstack([tensors[f"{part}.weight"] for part in parts(group)]),
-            np.hstack([sensitivities[part] for part in parts(group)]),
-            zero_point=zero_point(group),
-            is_shifted=not group.endswith(WITHOUT_SHIFTS),
-        )
-    return smoothings
 
 
 def smooth(tensors: dict[str, Array], smoothings: dict[str, Smoothing], spec: ModelSpec) -> None:

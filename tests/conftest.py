@@ -1,11 +1,9 @@
 """Checkpoints and artifacts that tests share, each made once."""
 
-import importlib.util
 import os
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -16,19 +14,9 @@ from bgem3.export.checkpoint import Checkpoint, load_checkpoint
 from bgem3.runtime import BGEM3Model
 from scripts.make_demo_checkpoint import make_demo_checkpoint
 from scripts.make_random_checkpoint import make_random_checkpoint as make_random
-from tests.paths import ROOT, SHARED
+from tests.paths import SHARED
 
 SHARED_TOKENIZER = SHARED / "data/xlm-roberta-tokenizer/tokenizer.json"
-
-
-def _load_script(name: str) -> ModuleType:
-    """Import scripts/NAME.py, which is no package."""
-    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -36,12 +24,6 @@ def one_torch_thread() -> None:
     """Small models gain nothing from a second thread, and on a busy machine waiting for it takes minutes."""
     torch.set_num_threads(1)
     os.environ["OMP_NUM_THREADS"] = "1"  # in the processes that tests start, too
-
-
-@pytest.fixture(scope="session")
-def load_script() -> Callable[[str], ModuleType]:
-    """The function that imports a script by its name."""
-    return _load_script
 
 
 @pytest.fixture(scope="session")

@@ -14,6 +14,7 @@ from bgem3.export.reference import SENTENCES, last_states
 Tensors = dict[str, torch.Tensor]
 Edit = Callable[[Path], object]
 HEADS = ("sparse_linear.pt", "colbert_linear.pt")
+TOKENIZER = "tokenizer.json"
 QUERY = "encoder.layer.0.attention.self.query.weight"
 
 
@@ -45,20 +46,20 @@ def steps(*edits: Edit) -> Edit:
     return lambda folder: [edit(folder) for edit in edits]
 
 
-def settings(file: str = "config.json", /, **values: Any) -> Edit:
-    """Return a function that changes settings in a JSON file."""
-    return lambda folder: write(file, json.loads((folder / file).read_text(encoding="utf-8")) | values)(folder)
-
-
-def tokenizer(change: Callable[[dict[str, Any]], object]) -> Edit:
-    """Return a function that changes tokenizer.json."""
+def edited(file: str, change: Callable[[dict[str, Any]], object]) -> Edit:
+    """Return a function that changes the values in a JSON file."""
 
     def edit(folder: Path) -> None:
-        values = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+        values = json.loads((folder / file).read_text(encoding="utf-8"))
         change(values)
-        write("tokenizer.json", values)(folder)
+        write(file, values)(folder)
 
     return edit
+
+
+def settings(file: str = "config.json", /, **values: Any) -> Edit:
+    """Return a function that changes settings in a JSON file."""
+    return edited(file, lambda found: found.update(values))
 
 
 def unname(values: dict[str, Any], token: str) -> None:
@@ -79,11 +80,6 @@ def store(folder: Path, tensors: Tensors, name: str = "model.safetensors") -> No
 def weights(change: Callable[[Tensors], Tensors]) -> Edit:
     """Return a function that stores what ``change`` makes of the weights."""
     return lambda folder: store(folder, change(stored(folder)))
-
-
-def without(name: str) -> Edit:
-    """Return a function that removes one tensor."""
-    return weights(lambda t: {key: t[key] for key in t if key != name})
 
 
 def prefixed(*prefixes: str) -> Edit:

@@ -1,11 +1,7 @@
 """An export writes its target whole or not at all, whatever stops it."""
 
 import errno
-import os
 import re
-import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from shutil import copytree
@@ -17,13 +13,9 @@ import pytest
 import bgem3.export.exporter as exporter
 from bgem3.export import ParityError, export_model
 from bgem3.export.weights import encoder_tensors
-from bgem3.runtime import ArtifactError, BGEM3Model, cli, parity
+from bgem3.runtime import ArtifactError, BGEM3Model, parity
 from bgem3.runtime.artifact import read_artifact
 from bgem3.scoring.atomic_files import _temporary, is_temporary
-
-TIMEOUT = 120.0  # seconds for a process that takes ten
-STEPS = ["encoder_tensors", "reference_outputs", "check_graphs"]
-"""Functions that an export calls, from the first weight to the last comparison."""
 
 
 @pytest.fixture
@@ -33,27 +25,20 @@ def target(tmp_path: Path) -> Path:
     return tmp_path / "parent/artifact"
 
 
-def stop_at(step: str, error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make an export fail at a step."""
-
-    def fail(*_: object, **__: object) -> None:
-        raise error
-
-    monkeypatch.setattr(exporter, step, fail)
-
-
 def contents(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-@pytest.mark.parametrize("has_old", [False, True])
-@pytest.mark.parametrize("step", STEPS)
 @pytest.mark.parametrize(
-    ("error", "words"),
+    ("step", "error", "words"),
     [
-        (KeyboardInterrupt(), "^$"),
-        (OSError(errno.ENOSPC, "No space left"), r"writing {} failed: No space left \(\d+\.\d GB free\); nothing was "),
-        (OSError("12 requested and 3 written"), "writing {} failed: 12 requested and 3 written .* nothing was kept"),
+        ("encoder_tensors", KeyboardInterrupt(), "^$"),
+        (
+            "reference_outputs",
+            OSError(errno.ENOSPC, "No space"),
+            r"{} failed: No space \(\d+\.\d GB free\); nothing was kept",
+        ),
+        ("check_graphs", OSError("12 requested and 3 written"), "{} failed: 12 requested and 3 written .* nothing was"),
     ],
     ids=["interrupt", "full_disk", "no_number"],
 )
@@ -62,18 +47,24 @@ def test_a_failure_in_any_step_leaves_the_target_as_it_was(
     random_artifact: Path,
     target: Path,
     monkeypatch: pytest.MonkeyPatch,
+    step: str,
     error: BaseException,
     words: str,
-    step: str,
-    has_old: bool,
 ) -> None:
-    if has_old:
-        copytree(random_artifact, target)
-    stop_at(step, error, monkeypatch)
-    with pytest.raises(type(error), match=words.format(re.escape(str(target)))):
-        export_model(random_checkpoint, target, "fp32", overwrite=True)
-    assert list(target.parent.iterdir()) == [target] * has_old
-    assert not has_old or contents(target) == contents(random_artifact)
+    def fail(*_: object, **__: object) -> None:
+        (partial,) = (path for path in target.parent.iterdir() if is_temporary(path.name))
+        with pytest.raises(ArtifactError, match="not an artifact folder"):
+            BGEM3Model.load(partial)
+        raise error
+
+    monkeypatch.setattr(exporter, step, fail)
+    for had_target in (False, True):
+        if had_target:
+            copytree(random_artifact, target)
+        with pytest.raises(type(error), match=words.format(re.escape(f"writing {target}"))):
+            export_model(random_checkpoint, target, "fp32", overwrite=True)
+        assert list(target.parent.iterdir()) == [target] * had_target
+    assert contents(target) == contents(random_artifact)
 
 
 def test_a_wrong_weight_gives_a_parity_error_and_leaves_nothing(
@@ -132,60 +123,12 @@ def test_what_is_no_artifact_is_never_overwritten(
     assert (contents(target), target.is_symlink(), target.lstat()) == before
 
 
-@pytest.mark.parametrize("overwrite", [False, True])
-def test_a_folder_that_appears_during_the_export_is_kept(
-    random_checkpoint: Path, target: Path, monkeypatch: pytest.MonkeyPatch, overwrite: bool
-) -> None:
-    def make_folder_meanwhile(*arguments: Any, **options: Any) -> Any:
-        make_folder(target)
-        return {}
-
-    monkeypatch.setattr(exporter, "check_graphs", make_folder_meanwhile)
-    with pytest.raises(FileExistsError, match="choose another folder"):
-        export_model(random_checkpoint, target, "fp32", overwrite=overwrite)
-    assert list(target.parent.iterdir()) == [target]
-    assert list(contents(target)) == ["manifest.json"]
-
-
-KILLED = """
-import os, signal, sys
-import bgem3.export.exporter as exporter
-
-exporter.check_graphs = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
-exporter.export_model(sys.argv[1], sys.argv[2], "fp32")
-"""
-
-
-def test_a_killed_export_leaves_no_target_and_nothing_that_loads(
-    random_checkpoint: Path, random_artifact: Path, target: Path
-) -> None:
-    command = [sys.executable, "-c", KILLED, str(random_checkpoint), str(target)]
-    process = subprocess.run(command, capture_output=True, timeout=TIMEOUT, env=os.environ | {"OMP_NUM_THREADS": "1"})
-    assert process.returncode == -signal.SIGKILL, process.stderr
-    (partial,) = target.parent.iterdir()
-    assert is_temporary(partial.name)
-    assert (partial / "fp32/weights.bin").stat().st_size == (random_artifact / "fp32/weights.bin").stat().st_size
-    with pytest.raises(ArtifactError, match="not an artifact folder"):
-        BGEM3Model.load(partial)
-    export_model(random_checkpoint, target, "fp32")
-    assert list(target.parent.iterdir()) == [target], "the next export removes what a killed one left"
-    read_artifact(target, check_hashes=True)
-
-
-def test_an_artifact_that_a_killed_export_left_renamed_is_restored_at_the_start(
+def test_the_next_export_restores_and_removes_what_a_killed_one_left(
     random_checkpoint: Path, random_artifact: Path, target: Path
 ) -> None:
     copytree(random_artifact, _temporary(target, "replaced"))
+    _temporary(target, "partial").mkdir()
     with pytest.raises(FileExistsError):
         export_model(random_checkpoint, target, "fp32")
     assert list(target.parent.iterdir()) == [target]
     assert contents(target) == contents(random_artifact)
-
-
-def test_ctrl_c_ends_the_export_command_with_status_130_and_leaves_nothing(
-    random_checkpoint: Path, target: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(exporter, "reference_outputs", lambda *_, **__: signal.raise_signal(signal.SIGINT))
-    assert cli.main(["export", str(random_checkpoint), str(target)]) == 130
-    assert capsys.readouterr().err.endswith("bgem3: interrupted\n")
-    assert list(target.parent.iterdir()) == []

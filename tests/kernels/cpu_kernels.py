@@ -11,7 +11,7 @@ def supported_kernels() -> list[str]:
 
 
 def is_supported(name: str) -> bool:
-    """Return whether the library takes a name. It must take "portable", and may refuse others with one message only."""
+    """Return whether this CPU runs these kernels, as the library says. Every CPU runs "portable"."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     options.add_session_config_entry("bgem3.kernels", name)

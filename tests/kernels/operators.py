@@ -40,14 +40,7 @@ def run(
     constants: Sequence[str] = CONSTANTS,
     **attributes: Any,
 ) -> Array:
-    """Run one operator.
-
-    Parameters
-    ----------
-    inputs : the node's inputs in their order; None leaves one out
-    n_threads : the entry `bgem3.n_threads` of the session's options
-    constants : names of inputs that are constants of the graph
-    """
+    """Run one operator on inputs in the node's order, in which None leaves one out."""
     arrays = {name: array for name, array in inputs.items() if array is not None}
     initializers = [numpy_helper.from_array(arrays[name], name) for name in constants if name in arrays]
     feeds = {name: array for name, array in arrays.items() if name not in constants}
@@ -61,20 +54,15 @@ def run(
     output = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
     graph = helper.make_graph([node], "operator", declared, [output], initializers)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("bgem3", 1)], ir_version=8)
-    session = onnxruntime.InferenceSession(model.SerializeToString(), session_options(kernels, n_threads))
-    return np.asarray(session.run(None, feeds)[0])
-
-
-def session_options(kernels: str, n_threads: object) -> onnxruntime.SessionOptions:
-    """Return options that give each tensor an allocation of its own, so that sanitizers find what exceeds it."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = n_threads if isinstance(n_threads, int) else 1
-    options.enable_cpu_mem_arena = options.enable_mem_pattern = False
+    options.enable_cpu_mem_arena = options.enable_mem_pattern = False  # sanitizers see where each tensor ends
     options.log_severity_level = 4
     options.add_session_config_entry("bgem3.kernels", kernels)
     options.add_session_config_entry("bgem3.n_threads", str(n_threads))
     options.register_custom_ops_library(str(LIBRARY))
-    return options
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options)
+    return np.asarray(session.run(None, feeds)[0])
 
 
 def linear(rows: Array, weight: Array, kernels: str, *, gelu: int = 0, n_threads: int = 1, **others: Array) -> Array:

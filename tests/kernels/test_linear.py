@@ -4,11 +4,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from scipy.special import erf
 
-from tests.kernels.operators import BLOCK, KERNELS, Array, examples, linear, needs_library, quantize
+from tests.kernels.operators import KERNELS, Array, examples, linear, needs_library, quantize
 
 pytestmark = needs_library
 
@@ -41,6 +41,7 @@ def check_int8(shape: tuple[int, int, int], seed: int) -> None:
 
 
 @examples
+@example((0, 8, 3), 0)
 @given(shapes, st.integers(0, 2**32))
 def test_int8_products_are_their_formula_with_the_same_bits_on_all_kernels(
     shape: tuple[int, int, int], seed: int
@@ -54,6 +55,7 @@ def test_int8_products_of_many_inputs_are_their_formula(shape: tuple[int, int, i
 
 
 @examples
+@example((0, 8, 3), 0)
 @given(shapes, st.integers(0, 2**32))
 def test_float16_products_are_their_formula_with_the_same_bits_on_all_kernels(
     shape: tuple[int, int, int], seed: int
@@ -69,26 +71,6 @@ def test_float16_products_are_their_formula_with_the_same_bits_on_all_kernels(
     np.testing.assert_allclose(found[0], expected, atol=1e-4)
     for other in found[1:]:
         np.testing.assert_array_equal(other, found[0])
-
-
-@all_kernels
-def test_a_large_input_costs_precision_only_in_its_own_block(kernels: str) -> None:
-    rng = np.random.default_rng(6)
-    rows, weight = rng.standard_normal((3, 2 * BLOCK), np.float32), random_weight(rng, 2 * BLOCK, 20)
-    rows[:, 5] = 60
-    weight[:BLOCK] = 0
-    errors = linear(rows, weight, kernels) - rows.astype(np.float64) @ weight
-    steps = np.ptp(rows[:, BLOCK:], axis=1) / 255
-    expected = np.sqrt(np.square(steps).mean() / 12) * np.linalg.norm(weight.astype(np.float64), axis=0).mean()
-    assert 0.5 * expected < errors.std() < 1.5 * expected
-
-
-@all_kernels
-def test_blocks_may_be_zero_or_far_apart(kernels: str) -> None:
-    rows = np.zeros((1, 300), np.float32)
-    rows[0, :3], rows[0, 299] = [1e6, -1e6, 5e5], 1e-3
-    weight = np.full((300, 2), 3, np.int8)
-    np.testing.assert_allclose(linear(rows, weight, kernels), [[1.5e6, 1.5e6]], rtol=1e-2)
 
 
 @all_kernels
@@ -147,20 +129,14 @@ def test_a_value_that_is_not_finite_leaves_only_its_own_row_not_finite(
     plain = linear(rows, weight, kernels, gelu=gelu, residual=residual)
     damaged = [0, 7, 31, 48, 59]
     rows[damaged, [0, 127, 128, 298, 299]] = [np.nan, np.inf, -np.inf, np.nan, np.inf]
+    if dtype == np.int8:  # finite values, but no finite range
+        damaged.append(20)
+        rows[20, :2] = [3e38, -3e38]
     found = linear(rows, weight, kernels, gelu=gelu, residual=residual)
     np.testing.assert_array_equal(np.delete(found, damaged, 0), np.delete(plain, damaged, 0))
     are_nan = damaged if dtype == np.int8 else [0, 48]
     assert np.isnan(found[are_nan]).all()
     assert gelu or not np.isfinite(found[damaged]).any()
-
-
-@all_kernels
-def test_a_row_whose_range_is_not_finite_is_nan(kernels: str) -> None:
-    rows = np.ones((2, 8), np.float32)
-    rows[0, :2] = [3e38, -3e38]
-    found = linear(rows, np.ones((8, 3), np.int8), kernels)
-    assert np.isnan(found[0]).all()
-    np.testing.assert_allclose(found[1], 8)
 
 
 @all_kernels
@@ -173,10 +149,3 @@ def test_a_residual_or_float16_weight_that_is_not_finite_changes_only_its_own_pl
         weight[11, 7 * i] = expected[:, 7 * i] = value
         residual[4 * i, 5] = expected[4 * i, 5] = value
     np.testing.assert_array_equal(linear(rows, weight, kernels, residual=residual), expected)
-
-
-@all_kernels
-@all_types
-def test_no_rows_give_no_rows(kernels: str, dtype: type[np.generic]) -> None:
-    found = linear(np.ones((0, 8), np.float32), np.ones((8, 3), dtype), kernels, residual=np.ones((0, 3), np.float32))
-    assert found.shape == (0, 3)

@@ -24,38 +24,18 @@ LINEAR_INPUTS: dict[str, Array | None] = {
     ("changes", "message"),
     [
         ({"rows": np.ones((2, 9), np.float32)}, r"rows have shape \(2, 9\), expected \(T, 8\)"),
-        ({"rows": np.ones(8, np.float32)}, r"rows have shape \(8\)"),
         ({"rows": np.ones((), np.float32)}, "rows have 0 dimensions"),
-        ({"rows": np.ones((1, 2, 8), np.float32)}, "rows have 3 dimensions"),
         ({"rows": np.ones((2, 8))}, "(?i)type"),
-        ({"weight": np.ones((8, 3), np.uint8)}, "(?i)type"),
-        ({"weight": np.ones((8, 3), np.float32)}, "(?i)type"),
         ({"weight": None}, "marked single but has an empty string"),
-        ({"weight": np.ones(8, np.int8)}, r"the weight has shape \(8\)"),
-        ({"weight": np.ones((8, 3, 1), np.int8)}, "the weight has 3 dimensions"),
         ({"weight": np.ones((8193, 1), np.int8)}, "K from 1 to 8192"),
         ({"weight": np.ones((0, 3), np.int8), "rows": np.ones((2, 0), np.float32)}, r"\(0, 3\), expected \(K, N\)"),
         ({"weight": np.ones((8, 0), np.int8), "scales": np.ones(0, np.float32)}, "N from 1 to"),
-        ({"weight": np.ones((8, 0), np.float16)}, "N from 1 to"),
-        ({"bias": np.ones(4, np.float32)}, r"bias has shape \(4\), expected shape \(3\)"),
-        ({"bias": np.ones((3, 1), np.float32)}, r"bias has shape \(3, 1\)"),
         ({"bias": np.array([1, np.nan, 1], np.float32)}, "value 1 of bias is -?nan, expected a finite one"),
-        ({"bias": np.ones(3, np.float16)}, "(?i)type"),
         ({"residual": np.ones((2, 4), np.float32)}, r"residual has shape \(2, 4\), expected the output's, \(2, 3\)"),
-        ({"residual": np.ones((3, 2), np.float32)}, "residual has"),
-        ({"residual": np.ones((1, 3), np.float32)}, "residual has"),
-        ({"residual": np.ones(6, np.float32)}, "residual has"),
-        ({"residual": np.ones((2, 3, 1), np.float32)}, "residual has 3 dimensions"),
-        ({"rows": np.ones((0, 8), np.float32)}, "residual has"),
-        ({"rows": np.ones((0, 8), np.float32), "residual": np.ones((0, 4), np.float32)}, "residual has"),
         ({"scales": None}, "no scales"),
         ({"scales": np.ones(4, np.float32)}, "scales has"),
-        ({"scales": np.array([1, np.inf, 1], np.float32)}, "value 1 of scales is inf"),
-        ({"smoothing": np.ones(3, np.float32)}, "smoothing has"),
         ({"smoothing": np.ones(9, np.float32)}, "smoothing has"),
         ({"gelu": 2}, "gelu is 2, expected 0 or 1"),
-        ({"gelu": -1}, "gelu is -1"),
-        ({"gelu": 1.0}, "no whole number as its attribute gelu"),
         ({"gelu": None}, "no whole number as its attribute gelu"),
     ],
 )
@@ -79,32 +59,14 @@ STATES = np.ones((4, 8), np.float32)
     ("changes", "message"),
     [
         ({"n_heads": 0}, "n_heads is 0, expected 1 or more"),
-        ({"n_heads": -2}, "n_heads is -2"),
-        ({"n_heads": -(2**63)}, "n_heads is -9223372036854775808"),
-        ({"n_heads": None}, "no whole number as its attribute n_heads"),
         ({"n_heads": 3}, "3 heads share 8 dimensions"),
-        ({"n_heads": 2**62}, "heads share 8 dimensions"),
         ({name: np.ones((4, 258), np.float32) for name in ("queries", "keys", "values")}, "from 1 to 128"),
-        ({name: np.ones((4, 0), np.float32) for name in ("queries", "keys", "values")}, "from 1 to 128"),
         ({name: np.ones((2, 4, 4), np.float32) for name in ("queries", "keys", "values")}, "queries have 3 dimensions"),
-        ({name: np.ones(4, np.float32) for name in ("queries", "keys", "values")}, r"queries have shape \(4\)"),
         ({"keys": np.ones((3, 8), np.float32)}, r"keys have shape \(3, 8\) and queries shape \(4, 8\)"),
-        ({"values": np.ones((4, 6), np.float32)}, "values have"),
-        ({"queries": np.ones((5, 8), np.float32)}, "keys have"),
-        ({"queries": None}, "marked single but has an empty string"),
-        ({"values": np.ones((4, 8))}, "(?i)type"),
         ({"cu_seqlens": np.array([0, 4], np.int32)}, "(?i)type"),
-        ({"cu_seqlens": None}, "marked single but has an empty string"),
-        ({"cu_seqlens": np.array([], np.int64)}, r"cu_seqlens has shape \(0\)"),
-        ({"cu_seqlens": np.array(4)}, "cu_seqlens has 0 dimensions"),
-        ({"cu_seqlens": np.array([[0, 4]])}, r"cu_seqlens has shape \(1, 2\)"),
         ({"cu_seqlens": np.array([0])}, "runs from 0 to 0, expected from 0 to the number of tokens, 4"),
         ({"cu_seqlens": np.array([1, 4])}, "runs from 1 to 4"),
-        ({"cu_seqlens": np.array([0, 5])}, "runs from 0 to 5"),
-        ({"cu_seqlens": np.array([0, 3])}, "runs from 0 to 3"),
-        ({"cu_seqlens": np.array([-1, 4])}, "runs from -1 to 4"),
         ({"cu_seqlens": np.array([0, 6, 4])}, "descends from 6 to 4 at index 2"),
-        ({"cu_seqlens": np.array([0, -1, 4])}, "descends from 0 to -1 at index 1"),
         ({"cu_seqlens": np.array([0, 2**62, -(2**62), 4])}, "descends"),
     ],
 )
@@ -115,13 +77,13 @@ def test_attention_that_does_not_fit_is_refused(changes: dict[str, Any], message
         run("PackedAttention", inputs | changes, "portable", **attributes)
 
 
-@pytest.mark.parametrize("name", ["", "AVX-1024", "portable ", "p" * 31, "p" * 32, "p" * 8000])
+@pytest.mark.parametrize("name", ["", "portable ", "p" * 32, "p" * 8000])
 def test_kernels_that_the_cpu_lacks_are_refused(name: str) -> None:
     with pytest.raises(Exception, match=r'this CPU has: .*"portable"|bgem3.kernels has \d+ characters'):
         run("Linear", LINEAR_INPUTS, name, gelu=0)
 
 
-@pytest.mark.parametrize("n_threads", ["", "0", "-1", "two", "1.5", "4 threads", "65537", str(2**32 + 1), "9" * 25])
+@pytest.mark.parametrize("n_threads", ["", "0", "-1", "1.5", "4 threads", "65537", str(2**32 + 1), "9" * 25])
 def test_a_number_of_threads_that_is_none_is_refused(n_threads: str) -> None:
     with pytest.raises(Exception, match=r"bgem3\.n_threads is .*a whole number from 1 to 65536"):
         run("Linear", LINEAR_INPUTS, "portable", n_threads, gelu=0)
