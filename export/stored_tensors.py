@@ -89,8 +89,8 @@ def as_float32(tensor: torch.Tensor, name: str) -> torch.Tensor:
     """
     if tensor.dtype not in FLOATS:
         raise CheckpointError(
-            f"tensor {name} is stored as {tensor.dtype}, expected floating-point numbers of at least 16 bits; give the "
-            "checkpoint as it was before it was quantized"
+            f"tensor {name} is stored as {tensor.dtype}, expected floating-point numbers of at least 16 bits; export "
+            "the checkpoint from before it was quantized"
         )
     return tensor.to(torch.float32, copy=True)
 

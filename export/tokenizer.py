@@ -49,10 +49,13 @@ def special_ids(folder: Path, tokenizer: Tokenizer, config: XLMRobertaConfig) ->
     if unk_id is None:
         raise CheckpointError(f"{path} has no token for unknown words (<unk>); save the tokenizer again with one")
     if tokenizer.get_vocab_size() > config.vocab_size:
-        raise CheckpointError(f"{path} has {tokenizer.get_vocab_size()} tokens, the model embeds {config.vocab_size}")
+        raise CheckpointError(
+            f"{path} has {tokenizer.get_vocab_size()} tokens, more than config.json's vocab_size {config.vocab_size}; "
+            "use the tokenizer and config.json of one checkpoint"
+        )
     ids = {"cls_id": around[0], "pad_id": config.pad_token_id, "eos_id": around[1], "unk_id": unk_id}
     if len(set(ids.values())) < len(ids):
-        raise CheckpointError(f"{path}: the special tokens' ids are {ids}, expected four different ones")
+        raise CheckpointError(f"{path} gives special tokens the ids {ids}, expected four different ones; save it again")
     return ids
 
 

@@ -62,10 +62,14 @@ def settings(file: str = "config.json", /, **values: Any) -> Edit:
     return edited(file, lambda found: found.update(values))
 
 
-def unname(values: dict[str, Any], token: str) -> None:
-    """Give a special token another text."""
-    values["added_tokens"] = [added for added in values["added_tokens"] if added["content"] != token]
-    values["model"]["vocab"] = [["?" if name == token else name, score] for name, score in values["model"]["vocab"]]
+def unname(token: str) -> Edit:
+    """Return a function that gives a special token of the tokenizer another text."""
+
+    def change(values: dict[str, Any]) -> None:
+        values["added_tokens"] = [added for added in values["added_tokens"] if added["content"] != token]
+        values["model"]["vocab"] = [["?" if name == token else name, score] for name, score in values["model"]["vocab"]]
+
+    return edited(TOKENIZER, change)
 
 
 def stored(folder: Path) -> Tensors:
