@@ -21,10 +21,8 @@ from bgem3.runtime.cli import main
 from tests.paths import ROOT
 
 LINES = ["What is BM25?", "", "面包 为什么 会 发 起来？", "a\0b", "after\u2028a\x85separator", "\U0001f956"]
-LOCALES = {  # where the standard streams, and arguments too, are in another encoding
-    "latin-1": {"PYTHONIOENCODING": "latin-1"},
-    "ascii": {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
-}
+# the standard streams are in another encoding, and arguments in a third
+OTHER_LOCALE = {"PYTHONIOENCODING": "latin-1", "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 COMMAND = [sys.executable, "-m", "bgem3.runtime.cli"]
 CPU_FP32 = ("--device", "cpu", "--precision", "fp32")
 
@@ -45,11 +43,10 @@ def set_stdin(monkeypatch: pytest.MonkeyPatch, content: str) -> io.TextIOWrapper
 # What each command does
 
 
-@pytest.mark.parametrize("locale", LOCALES)
 def test_encode_and_score_read_and_write_utf_8_in_any_locale(
-    random_artifact: Path, random_model: BGEM3Model, locale: str
+    random_artifact: Path, random_model: BGEM3Model, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    environment = os.environ | LOCALES[locale]
+    environment = os.environ | OTHER_LOCALE
     text = "".join(f"{line}\n" for line in LINES)
     done = run("encode", random_artifact, *CPU_FP32, "--max-length", "9", stdin=text, env=environment)
     assert done.returncode == 0, done.stderr
@@ -62,14 +59,15 @@ def test_encode_and_score_read_and_write_utf_8_in_any_locale(
         np.testing.assert_allclose(row["multivector"], expected.multivector[i], atol=1e-5)
         assert row["sparse"] == pytest.approx({k: float(v) for k, v in expected.lexical_weights[i].items()}, abs=1e-5)
 
-    texts = ("-q", "été", "-p", "面包", "-p", "[red] :bee:", "--weights", "1", "2", "3")
+    texts = ["-q", "été", "-p", "面包", "-p", "[red] :bee:", "--weights", "1", "2", "3"]
     done = run("score", random_artifact, *CPU_FP32, *texts, "--json", env=environment)
     scores = random_model.score(["été"], ["面包", "[red] :bee:"], weights=(1, 2, 3))
     for j, row in enumerate(json.loads(done.stdout)):
         assert (row["query"], row["passage"]) == ("été", texts[2 * j + 3])
         for name in ("dense", "sparse", "multivector", "hybrid"):
             assert row[name] == pytest.approx(float(getattr(scores, name)[0, j]), abs=1e-5)
-    table = run("score", random_artifact, *CPU_FP32, *texts, env=environment).stdout
+    assert main(["score", str(random_artifact), *CPU_FP32, *texts]) == 0
+    table = capsys.readouterr().out
     assert all(shown in table for shown in ("été", "面包", "[red] :bee:", f"{scores.dense[0, 0]:.4f}"))
 
 
@@ -85,9 +83,8 @@ def test_encode_reads_a_field_of_json_lines_and_writes_only_the_outputs_asked_fo
     assert [set(row) for row in rows] == [{"n_tokens", "truncated", "dense"}] * len(LINES)
 
 
-@pytest.mark.parametrize("lines", [LINES, []], ids=["texts", "no_texts"])
 def test_encode_writes_files_in_chunks_of_bounded_size(
-    random_artifact: Path, random_model: BGEM3Model, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, lines: list[str]
+    random_artifact: Path, random_model: BGEM3Model, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     n_texts: list[int] = []
     encode = BGEM3Model.encode
@@ -96,15 +93,15 @@ def test_encode_writes_files_in_chunks_of_bounded_size(
         n_texts.append(len(texts))
         return encode(self, texts, *options)
 
-    expected = random_model.encode(lines)
+    expected = random_model.encode(LINES)
     monkeypatch.setattr(cli, "CHARACTERS_PER_CHUNK", 20)
     monkeypatch.setattr(BGEM3Model, "encode", counting)
-    (tmp_path / "lines.txt").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    (tmp_path / "lines.txt").write_text("".join(f"{line}\n" for line in LINES), encoding="utf-8")
     for name in ("out.parquet", "out.npz", "out.jsonl"):
         n_texts.clear()
         command = ["encode", str(random_artifact), str(tmp_path / "lines.txt"), *CPU_FP32]
         assert main([*command, "-o", str(tmp_path / name)]) == 0
-        assert n_texts == ([3, 2, 1] if lines else [0])
+        assert n_texts == [3, 2, 1]
     found = Embeddings.load(tmp_path / "out.npz")
     np.testing.assert_allclose(found.dense, expected.dense, atol=1e-5)
     np.testing.assert_allclose(found.multivector.packed, expected.multivector.packed, atol=1e-5)
@@ -113,10 +110,12 @@ def test_encode_writes_files_in_chunks_of_bounded_size(
     assert [row["n_tokens"] for row in rows] == expected.n_tokens.tolist()
     np.testing.assert_allclose([row["dense"] for row in rows], expected.dense.tolist(), atol=1e-5)
     assert [[k for k, _ in row["sparse"]] for row in rows] == [list(weights) for weights in expected.lexical_weights]
-    assert len((tmp_path / "out.jsonl").read_text().splitlines()) == len(lines)
+    assert len((tmp_path / "out.jsonl").read_text().splitlines()) == len(LINES)
 
 
-def test_verify_passes_a_whole_artifact_without_torch_and_reports_each_graph(demo_artifact: Path) -> None:
+def test_verify_passes_a_whole_artifact_without_torch_and_reports_each_graph(
+    demo_artifact: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     code = "import sys; from bgem3.runtime.cli import main; print(main(sys.argv[1:]), 'torch' in sys.modules)"
     command = [sys.executable, "-c", code, "verify", str(demo_artifact), "--json"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -127,7 +126,8 @@ def test_verify_passes_a_whole_artifact_without_torch_and_reports_each_graph(dem
     assert set(reports) == {*graphs, "portable/model.onnx"}
     assert all(report["missed"] == [] for report in reports.values())
     assert "no CUDA provider" in reports["fp16/cuda.onnx"]["not_run"]
-    table = run("verify", demo_artifact, "--precision", "fp16").stdout
+    assert main(["verify", str(demo_artifact), "--precision", "fp16"]) == 0
+    table = capsys.readouterr().out
     assert "not run: " in table
     assert "passed" in table
 
@@ -200,15 +200,15 @@ def test_bad_input_ends_with_one_line_that_says_what_to_do(
     assert words in shown.err.splitlines()[-1]
 
 
-@pytest.mark.parametrize("command", ["export", "encode", "score", "verify", "bench", "info"])
-def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        main([command, "--help"])
-    assert f"usage: bgem3 {command}" in capsys.readouterr().out.replace(Path(sys.argv[0]).name, "bgem3")
+def test_every_command_has_help(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in ("export", "encode", "score", "verify", "bench", "info"):
+        with pytest.raises(SystemExit):
+            main([command, "--help"])
+        assert f" {command} [-h]" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".npz", ".parquet"])
-def test_a_bad_byte_is_named_and_leaves_no_file(
+def test_a_bad_byte_is_named_and_leaves_the_output_file_as_it_was(
     random_artifact: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -216,32 +216,35 @@ def test_a_bad_byte_is_named_and_leaves_no_file(
     suffix: str,
 ) -> None:
     monkeypatch.setattr(cli, "TEXTS_PER_CHUNK", 2)  # some texts are encoded before the bad one is read
-    path = tmp_path / "input.txt"
+    path, output = tmp_path / "input.txt", tmp_path / f"out{suffix}"
     path.write_bytes(b"a\nb\nc\nd\ncaf\xe9\n")
     command = ["encode", str(random_artifact), str(path), "--outputs", "dense", "--device", "cpu"]
-    assert main([*command, "-o", str(tmp_path / f"out{suffix}")]) == 2
-    shown = capsys.readouterr()
-    assert shown.out == ""
-    assert shown.err.startswith(f"bgem3: {path}, line 5 is not UTF-8: byte 0xe9 after 3 characters; ")
-    assert list(tmp_path.iterdir()) == [path]
+    for before in (None, b"what was there"):
+        if before:
+            output.write_bytes(before)
+        assert main([*command, "-o", str(output)]) == 2
+        shown = capsys.readouterr()
+        assert shown.out == ""
+        assert shown.err.startswith(f"bgem3: {path}, line 5 is not UTF-8: byte 0xe9 after 3 characters; ")
+        assert {file.name: file.read_bytes() for file in tmp_path.glob("out*")} == (
+            {output.name: before} if before else {}
+        )
     assert main(command) == 2
     assert capsys.readouterr().out.count("n_tokens") == 4
 
 
-@pytest.mark.parametrize("output", ["texts.txt", "../folder/texts.txt", "link.jsonl", "hard.jsonl"])
 def test_the_input_is_never_replaced_by_the_output(
-    random_artifact: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], output: str
+    random_artifact: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = tmp_path / "folder"
-    folder.mkdir()
-    source = folder / "texts.jsonl"
+    source = tmp_path / "texts.jsonl"
     source.write_bytes(b'{"text": "a"}\n')
-    (folder / "link.jsonl").symlink_to(source)
-    (folder / "hard.jsonl").hardlink_to(source)
-    target = str(folder / output.replace(".txt", ".jsonl"))
-    assert main(["encode", str(random_artifact), str(source), "--text-field", "text", "-o", target]) == 2
-    assert "is the input, too, and would be replaced; name another --output" in capsys.readouterr().err
-    assert source.read_bytes() == b'{"text": "a"}\n'
+    (tmp_path / "link.jsonl").symlink_to(source)
+    (tmp_path / "hard.jsonl").hardlink_to(source)
+    for name in ("texts.jsonl", "link.jsonl", "hard.jsonl"):
+        command = ["encode", str(random_artifact), str(source), "--text-field", "text", "-o", str(tmp_path / name)]
+        assert main(command) == 2
+        assert "is the input, too, and would be replaced; name another --output" in capsys.readouterr().err
+        assert source.read_bytes() == b'{"text": "a"}\n'
 
 
 def test_names_of_files_that_are_not_utf_8_are_shown_as_escapes(
@@ -287,9 +290,8 @@ def test_output_that_nobody_reads_is_no_error_and_keeps_the_exit_status(random_a
     reader, writer = os.pipe()
     os.close(reader)
     with os.fdopen(writer, "wb") as output:
-        for arguments in (["--help"], ["info", random_artifact, "--json"], ["info", random_artifact]):
-            done = run(*arguments, stdout=output, env=environment)
-            assert (done.returncode, done.stderr) == (0, "")
+        done = run("info", random_artifact, stdout=output, env=environment)
+        assert (done.returncode, done.stderr) == (0, "")
         assert run("info", "no such folder", stderr=output, env=environment).returncode == 2
     if Path("/dev/full").exists():
         with Path("/dev/full").open("wb") as output:

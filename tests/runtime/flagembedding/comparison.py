@@ -10,6 +10,14 @@ TOLERANCES = {
     "fp32": {"embeddings": 1e-5, "scores": 2e-5},
     "fp16": {"embeddings": 1e-5, "scores": 2e-5},
 }
+MAX_LENGTH = 128  # tokens, of the random checkpoint
+SETTINGS: dict[str, Any] = {
+    "devices": "cpu",
+    "use_fp16": False,
+    "query_max_length": MAX_LENGTH,
+    "passage_max_length": MAX_LENGTH,
+}
+ALL_OUTPUTS = {"return_dense": True, "return_sparse": True, "return_colbert_vecs": True}
 
 
 def assert_same(found: Any, expected: Any, tolerance: float) -> None:
