@@ -22,7 +22,7 @@ from bgem3.runtime.texts import check_texts
 
 TEXTS = ["one text", "", "面包 为什么 会 发 起来？", "a\0b \U0001f956"]
 MAX_LENGTH = 128  # tokens, of the random checkpoint
-SECONDS = 60.0  # a bound on what must not take minutes, far above the 2 s it takes
+SECONDS = 30.0  # a bound on what must not take minutes, far above the second it takes
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +136,7 @@ def test_an_item_that_is_no_text_is_named_with_what_to_do(texts: Any, words: str
 ITEMS = st.text(st.characters(codec=None)) | st.none() | st.floats() | st.binary() | st.lists(st.text(), max_size=2)
 
 
-@settings(max_examples=100)
+@settings(max_examples=50)
 @given(st.lists(ITEMS, max_size=4))
 def test_a_list_of_anything_is_returned_or_refused_by_the_number_of_its_first_fault(items: list[Any]) -> None:
     def fault(item: object) -> str:
@@ -198,10 +198,8 @@ def test_what_is_no_list_of_pairs_is_refused(
 # Odd texts
 
 
-@pytest.mark.parametrize("text", ["one long text " * 350_000, "x" * 5_000_000], ids=["words", "one_word"])
-def test_five_million_characters_are_encoded_in_seconds_as_their_first_tokens(
-    random_model: BGEM3Model, text: str
-) -> None:
+@pytest.mark.parametrize("text", ["one long text " * 70_000, "x" * 1_000_000], ids=["words", "one_word"])
+def test_a_million_characters_are_encoded_in_seconds_as_their_first_tokens(random_model: BGEM3Model, text: str) -> None:
     start = time.perf_counter()
     found = random_model.encode([text])
     assert time.perf_counter() - start < SECONDS

@@ -171,9 +171,7 @@ def test_an_instruction_may_be_given_to_encode_as_in_flagembedding(ours: BGEM3Fl
 
 
 def test_encode_single_device_has_flagembeddings_defaults(random_artifact: Path, reference: Any) -> None:
-    model = BGEM3FlagModel(
-        random_artifact, devices="cpu", **(SETTINGS | {"passage_max_length": 9, "return_sparse": True})
-    )
+    model = BGEM3FlagModel(random_artifact, **SETTINGS | {"passage_max_length": 9, "return_sparse": True})
     found = model.encode_single_device(TEXTS, device="cpu")
     assert_same(found, reference.encode_single_device(TEXTS, max_length=MAX_LENGTH), TOLERANCES["fp32"]["embeddings"])
     with pytest.raises(ValueError, match="this model is on cpu, found device='cuda:0'"):

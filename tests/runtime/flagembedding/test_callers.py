@@ -77,14 +77,14 @@ EXAMPLES = {
 
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_flagembeddings_examples_run_with_only_the_import_changed(
-    name: str, demo_checkpoint: Path, demo_artifact: Path, tmp_path: Path
+    name: str, demo_checkpoint: Path, tmp_path: Path
 ) -> None:
     open_model, steps = EXAMPLES[name]
-    checkpoint = shutil.copytree(demo_checkpoint, tmp_path / "bge-m3")  # a name that FlagAutoModel knows
-    devices = ["cpu", "cpu"] if "multi" in name else "cpu"
-    found = steps(open_model(importlib.import_module("bgem3.runtime"), str(demo_artifact), devices=devices))
+    checkpoint = str(shutil.copytree(demo_checkpoint, tmp_path / "bge-m3"))  # a name that FlagAutoModel knows
+    settings = {"devices": ["cpu", "cpu"] if "multi" in name else "cpu", "cache_dir": str(tmp_path)}
+    found = steps(open_model(importlib.import_module("bgem3.runtime"), checkpoint, **settings))
     # on several devices FlagEmbedding starts a process for each, and gives what one gives
-    expected = steps(open_model(importlib.import_module("FlagEmbedding"), str(checkpoint), devices="cpu"))
+    expected = steps(open_model(importlib.import_module("FlagEmbedding"), checkpoint, devices="cpu"))
     tolerance = TOLERANCES["fp16"]["scores"] * (20 if steps is mix_scores else 1)  # which sums over a query's tokens
     assert_same(found, expected, tolerance)
 

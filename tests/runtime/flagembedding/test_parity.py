@@ -74,14 +74,14 @@ def open_both(checkpoint: Path, artifact: Path, precision: str, **settings: Any)
 def bge_m3_checkpoint(
     bge_m3_tokenizer: Path, make_random_checkpoint: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    """A small random checkpoint with BGE-M3's own tokenizer: 2 layers, 64 wide, 4 heads, 128 tokens."""
+    """A small random checkpoint with BGE-M3's own tokenizer: 1 layer, 32 wide, 2 heads, 128 tokens."""
     made = make_random_checkpoint(
         bge_m3_tokenizer,
         tmp_path_factory.mktemp("bge_m3"),
-        hidden=64,
-        layers=2,
-        heads=4,
-        intermediate=96,
+        hidden=32,
+        layers=1,
+        heads=2,
+        intermediate=48,
         max_length=MAX_LENGTH,
         weight_std=0.2,
     )
@@ -168,8 +168,8 @@ def test_the_constructors_settings_are_the_defaults_of_every_call(
         query_instruction_format="Instruct: {}\\nQuery: {}",
         passage_instruction_for_retrieval="the passage ",
         passage_instruction_format="{1} for {0}",
-        query_max_length=5,
-        passage_max_length=9,
+        query_max_length=20,
+        passage_max_length=30,
         truncate_dim=32,
         **ALL_OUTPUTS,
     )
@@ -260,9 +260,10 @@ def test_lexical_weights_that_are_not_two_dicts_or_two_lists_raise_in_both(small
 
 def test_token_ids_become_tokens_as_in_flagembedding(models: Models, encodings: Any) -> None:
     weights = encodings[1]["lexical_weights"]
-    every_id = [{str(token_id): 1.0} for token_id in range(models.ours.model.spec.vocab_size)]
+    n_ids = models.ours.model.spec.vocab_size
+    many_ids = [{str(token_id): 1.0} for token_id in (*range(0, n_ids, max(1, n_ids // 5000)), n_ids - 1)]
     asked: Any
-    for asked in (every_id, weights, weights[:1], weights[0], {}, [], [{}, {"5": 0.5}]):
+    for asked in (many_ids, weights, weights[:1], weights[0], {}, [], [{}, {"5": 0.5}]):
         assert_same(models.ours.convert_id_to_token(asked), models.reference.convert_id_to_token(asked), 0.0)
 
 
