@@ -4,6 +4,7 @@ A .onnx file is one message of Protocol Buffers. It is read here, since importin
 than all else that loading a small model does.
 """
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,38 +12,28 @@ from typing import Any
 
 MAX_BYTES = 1 << 27  # bytes of a graph file; weights are in other files, and a graph of 24 layers takes 0.1 MB
 NUMBER, EIGHT_BYTES, BYTES, FOUR_BYTES = 0, 1, 2, 5  # wire types, which say how a field is stored
-SCHEMA: dict[str, dict[int, tuple[str, str]]] = {
-    "Model": {7: ("graph", "Graph"), 20: ("training_info", "Training"), 25: ("functions", "Function")},
-    "Training": {1: ("initialization", "Graph"), 2: ("algorithm", "Graph")},
-    "Function": {7: ("node", "Node"), 11: ("attribute_proto", "Attribute")},
-    "Graph": {
-        1: ("node", "Node"),
-        5: ("initializer", "Tensor"),
-        11: ("input", "Value"),
-        12: ("output", "Value"),
-        15: ("sparse_initializer", "SparseTensor"),
-    },
-    "Node": {5: ("attribute", "Attribute")},
-    "Attribute": {
-        1: ("name", "str"),
-        3: ("i", "int"),
-        5: ("t", "Tensor"),
-        6: ("g", "Graph"),
-        10: ("tensors", "Tensor"),
-        11: ("graphs", "Graph"),
-        22: ("sparse_tensor", "SparseTensor"),
-        23: ("sparse_tensors", "SparseTensor"),
-    },
-    "SparseTensor": {1: ("values", "Tensor"), 2: ("indices", "Tensor")},
-    "Tensor": {1: ("dims", "int"), 2: ("data_type", "int"), 8: ("name", "str"), 13: ("external_data", "Entry")},
-    "Entry": {1: ("key", "str"), 2: ("value", "str")},
-    "Value": {1: ("name", "str"), 2: ("type", "Type")},
-    "Type": {1: ("tensor_type", "TensorType")},
-    "TensorType": {1: ("elem_type", "int"), 2: ("shape", "Shape")},
-    "Shape": {1: ("dim", "Dimension")},
-    "Dimension": {1: ("dim_value", "int")},
+MESSAGES = """
+Model: graph 7 Graph, training_info 20 Training, functions 25 Function
+Training: initialization 1 Graph, algorithm 2 Graph
+Function: node 7 Node, attribute_proto 11 Attribute
+Graph: node 1 Node, initializer 5 Tensor, input 11 Value, output 12 Value, sparse_initializer 15 SparseTensor
+Node: attribute 5 Attribute
+Attribute: name 1 str, i 3 int, t 5 Tensor, g 6 Graph, tensors 10 Tensor, graphs 11 Graph,
+    sparse_tensor 22 SparseTensor, sparse_tensors 23 SparseTensor
+SparseTensor: values 1 Tensor, indices 2 Tensor
+Tensor: dims 1 int, data_type 2 int, name 8 str, external_data 13 Entry
+Entry: key 1 str, value 2 str
+Value: name 1 str, type 2 Type
+Type: tensor_type 1 TensorType
+TensorType: elem_type 1 int, shape 2 Shape
+Shape: dim 1 Dimension
+Dimension: dim_value 1 int
+"""
+"""The messages, with the name, number and type of each field that is read. Others are kept as they are."""
+SCHEMA = {
+    kind: {int(number): (name, type_) for name, number, type_ in map(str.split, fields.split(","))}
+    for kind, fields in (message.split(": ") for message in re.split(r"\n(?=\S)", MESSAGES.strip()))
 }
-"""The messages: by its number, the name and type of each field that is read. Others are kept as they are."""
 
 
 @dataclass
