@@ -6,10 +6,7 @@ import numpy as np
 import pytest
 
 # Largest absolute difference from FlagEmbedding on CPU. Both compute in float32, from the weights as stored.
-TOLERANCES = {
-    "fp32": {"embeddings": 1e-5, "scores": 2e-5},
-    "fp16": {"embeddings": 1e-5, "scores": 2e-5},
-}
+EMBEDDINGS_TOLERANCE, SCORES_TOLERANCE = 1e-5, 2e-5
 MAX_LENGTH = 128  # tokens, of the random checkpoint
 SETTINGS: dict[str, Any] = {
     "devices": "cpu",

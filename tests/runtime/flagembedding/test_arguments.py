@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from bgem3.runtime import BGEM3FlagModel, BGEM3Model, FlagAutoModel
-from tests.runtime.flagembedding.comparison import ALL_OUTPUTS, MAX_LENGTH, SETTINGS, TOLERANCES, assert_same
+from tests.runtime.flagembedding.comparison import ALL_OUTPUTS, EMBEDDINGS_TOLERANCE, MAX_LENGTH, SETTINGS, assert_same
 
 TEXTS = ["the sea", "", "面包 为什么 会 发 起来？", "<mask> is a token", "words " * 50]
 MODEL = "bgem3.runtime.flagembedding.model"
@@ -45,7 +45,7 @@ def test_stop_self_pool_leaves_the_model_usable_as_in_flagembedding(ours: BGEM3F
     for model in (ours, reference):
         model.stop_self_pool()
         model.stop_self_pool()
-    assert_same(ours.encode("the sea"), reference.encode("the sea"), TOLERANCES["fp32"]["embeddings"])
+    assert_same(ours.encode("the sea"), reference.encode("the sea"), EMBEDDINGS_TOLERANCE)
 
 
 # --- devices and precisions
@@ -137,7 +137,7 @@ def test_tokenizer_keywords_that_change_nothing_are_taken_as_in_flagembedding(
             getattr(model, method)(TEXTS[:5], max_length=MAX_LENGTH, **ALL_OUTPUTS, **keywords)
             for model in (ours, reference)
         )
-        assert_same(found, expected, TOLERANCES["fp32"]["embeddings"])
+        assert_same(found, expected, EMBEDDINGS_TOLERANCE)
     assert ours.compute_score(("a", "b"), **keywords) == ours.compute_score(("a", "b"))
 
 
@@ -166,14 +166,14 @@ def test_an_instruction_may_be_given_to_encode_as_in_flagembedding(ours: BGEM3Fl
             model.encode(texts, instruction="find ", instruction_format="{}\\n{}", **ALL_OUTPUTS)
             for model in (ours, reference)
         )
-        assert_same(found, expected, TOLERANCES["fp32"]["embeddings"])
+        assert_same(found, expected, EMBEDDINGS_TOLERANCE)
     assert np.abs(found["dense_vecs"] - ours.encode("one text")["dense_vecs"]).max() > 1e-3
 
 
 def test_encode_single_device_has_flagembeddings_defaults(random_artifact: Path, reference: Any) -> None:
     model = BGEM3FlagModel(random_artifact, **SETTINGS | {"passage_max_length": 9, "return_sparse": True})
     found = model.encode_single_device(TEXTS, device="cpu")
-    assert_same(found, reference.encode_single_device(TEXTS, max_length=MAX_LENGTH), TOLERANCES["fp32"]["embeddings"])
+    assert_same(found, reference.encode_single_device(TEXTS, max_length=MAX_LENGTH), EMBEDDINGS_TOLERANCE)
     with pytest.raises(ValueError, match="this model is on cpu, found device='cuda:0'"):
         model.encode_single_device(TEXTS, device="cuda:0")
 
@@ -196,7 +196,7 @@ def test_the_automatic_class_gives_what_flagembeddings_gives(
     ours = FlagAutoModel.from_finetuned(random_artifact, **settings)
     assert type(ours) is BGEM3FlagModel
     found, expected = (model.encode_queries(TEXTS, **ALL_OUTPUTS) for model in (ours, reference))
-    assert_same(found, expected, TOLERANCES["fp32"]["embeddings"])
+    assert_same(found, expected, EMBEDDINGS_TOLERANCE)
 
 
 @pytest.mark.parametrize(

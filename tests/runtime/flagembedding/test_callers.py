@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from bgem3.runtime import BGEM3FlagModel, BGEM3Model
-from tests.runtime.flagembedding.comparison import ALL_OUTPUTS, TOLERANCES, assert_same
+from tests.runtime.flagembedding.comparison import ALL_OUTPUTS, SCORES_TOLERANCE, assert_same
 
 TEXTS = ["the sea", "", "面包 为什么 会 发 起来？", "<mask> is a token", "words " * 50]
 
@@ -85,7 +85,7 @@ def test_flagembeddings_examples_run_with_only_the_import_changed(
     found = steps(open_model(importlib.import_module("bgem3.runtime"), checkpoint, **settings))
     # on several devices FlagEmbedding starts a process for each, and gives what one gives
     expected = steps(open_model(importlib.import_module("FlagEmbedding"), checkpoint, devices="cpu"))
-    tolerance = TOLERANCES["fp16"]["scores"] * (20 if steps is mix_scores else 1)  # which sums over a query's tokens
+    tolerance = SCORES_TOLERANCE * (20 if steps is mix_scores else 1)  # which sums over a query's tokens
     assert_same(found, expected, tolerance)
 
 

@@ -6,9 +6,8 @@ Where FlagEmbedding is at fault, the last tests state both results; see "Four di
 import itertools
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -16,7 +15,14 @@ from FlagEmbedding import BGEM3FlagModel as Reference
 
 from bgem3.export import export_model
 from bgem3.runtime import BGEM3FlagModel, BGEM3Model
-from tests.runtime.flagembedding.comparison import ALL_OUTPUTS, MAX_LENGTH, SETTINGS, TOLERANCES, assert_same
+from tests.runtime.flagembedding.comparison import (
+    ALL_OUTPUTS,
+    EMBEDDINGS_TOLERANCE,
+    MAX_LENGTH,
+    SCORES_TOLERANCE,
+    SETTINGS,
+    assert_same,
+)
 
 SCRIPTS = {
     "Latin": "All human beings are born free and equal in dignity and rights.",
@@ -49,25 +55,16 @@ PAIRS = [
 ]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Models:
-    """FlagEmbedding's model and ours, of one checkpoint and precision, with how far apart they may be."""
+class Models(NamedTuple):
+    """FlagEmbedding's model and ours, of one checkpoint and precision."""
 
     reference: Any
     ours: Any
-    embedding_tolerance: float
-    score_tolerance: float
 
 
-def open_both(checkpoint: Path, artifact: Path, precision: str, **settings: Any) -> Models:
+def open_both(checkpoint: Path, artifact: Path, **settings: Any) -> Models:
     """Open a checkpoint in FlagEmbedding and its artifact in the drop-in class, with the same settings."""
-    settings = SETTINGS | settings | {"use_fp16": precision == "fp16"}
-    return Models(
-        reference=Reference(str(checkpoint), **settings),
-        ours=BGEM3FlagModel(artifact, **settings),
-        embedding_tolerance=TOLERANCES[precision]["embeddings"],
-        score_tolerance=TOLERANCES[precision]["scores"],
-    )
+    return Models(Reference(str(checkpoint), **SETTINGS | settings), BGEM3FlagModel(artifact, **SETTINGS | settings))
 
 
 @pytest.fixture(scope="module")
@@ -94,13 +91,7 @@ def bge_m3_checkpoint(
 @pytest.fixture(scope="module")
 def small_models(reference: Any, ours: BGEM3FlagModel) -> Models:
     """Both models over the demo's tokenizer in fp32."""
-    tolerances = TOLERANCES["fp32"]
-    return Models(
-        reference=reference,
-        ours=ours,
-        embedding_tolerance=tolerances["embeddings"],
-        score_tolerance=tolerances["scores"],
-    )
+    return Models(reference, ours)
 
 
 @pytest.fixture(scope="module", params=["demo", "bge_m3"])
@@ -111,7 +102,7 @@ def models(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         return small
     checkpoint, folder = request.getfixturevalue("bge_m3_checkpoint"), tmp_path_factory.mktemp("bge_m3") / "artifact"
     export_model(checkpoint, folder, ("fp16",))
-    return open_both(checkpoint, folder, "fp16")
+    return open_both(checkpoint, folder, use_fp16=True)
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +124,7 @@ def test_all_outputs_equal_flagembeddings_in_keys_order_types_and_values(models:
     n_tokens = models.ours.model.encode(TEXTS, "dense", MAX_LENGTH).n_tokens.tolist()
     assert {2, 3, MAX_LENGTH - 1, MAX_LENGTH} <= set(n_tokens), "the texts lack a length"
     ours, reference = encodings
-    assert_same(ours, reference, models.embedding_tolerance)
+    assert_same(ours, reference, EMBEDDINGS_TOLERANCE)
     assert {type(weight) for weights in ours["lexical_weights"] for weight in weights.values()} == {np.float32}
     assert {vectors.dtype for vectors in (ours["dense_vecs"], *ours["colbert_vecs"])} == {np.dtype(np.float32)}
 
@@ -144,7 +135,7 @@ def test_texts_cut_at_any_length_equal_flagembeddings(models: Models, max_length
     ours, reference = (
         model.encode(texts, max_length=max_length, **ALL_OUTPUTS) for model in (models.ours, models.reference)
     )
-    assert_same(ours, reference, models.embedding_tolerance)
+    assert_same(ours, reference, EMBEDDINGS_TOLERANCE)
     assert len(ours["colbert_vecs"][0]) == max_length - 1
 
 
@@ -153,7 +144,7 @@ def test_outputs_not_asked_for_are_none(small_models: Models, is_wanted: tuple[b
     wanted = dict(zip(ALL_OUTPUTS, is_wanted, strict=True))
     for texts in (["the sea", "", SCRIPTS["Han"]], "one text", ""):
         ours, reference = (model.encode(texts, **wanted) for model in (small_models.ours, small_models.reference))
-        assert_same(ours, reference, small_models.embedding_tolerance)
+        assert_same(ours, reference, EMBEDDINGS_TOLERANCE)
         assert [values is not None for values in ours.values()] == list(is_wanted)
 
 
@@ -163,7 +154,7 @@ def test_the_constructors_settings_are_the_defaults_of_every_call(
     models = open_both(
         random_checkpoint,
         random_artifact,
-        "fp16",
+        use_fp16=True,
         query_instruction_for_retrieval="find what answers ",
         query_instruction_format="Instruct: {}\\nQuery: {}",
         passage_instruction_for_retrieval="the passage ",
@@ -177,12 +168,12 @@ def test_the_constructors_settings_are_the_defaults_of_every_call(
     for method in ("encode", "encode_queries", "encode_corpus"):
         for texts in ([LONG_TEXT, "", "Почему?"], "one text"):
             ours, reference = (getattr(model, method)(texts) for model in (models.ours, models.reference))
-            assert_same(ours, reference, models.embedding_tolerance)
+            assert_same(ours, reference, EMBEDDINGS_TOLERANCE)
         found.append(ours["dense_vecs"])
     assert {vectors.shape for vectors in found} == {(32,)}
     assert all(np.abs(a - b).max() > 1e-3 for a, b in itertools.combinations(found, 2))
     pairs = [(LONG_TEXT, LONG_TEXT), ("short", LONG_TEXT)]  # scores are of whole vectors
-    assert_same(models.ours.compute_score(pairs), score_alone(models.reference, pairs), models.score_tolerance)
+    assert_same(models.ours.compute_score(pairs), score_alone(models.reference, pairs), SCORES_TOLERANCE)
 
 
 def test_texts_in_batches_of_any_size_equal_flagembeddings(small_models: Models) -> None:
@@ -192,7 +183,7 @@ def test_texts_in_batches_of_any_size_equal_flagembeddings(small_models: Models)
             model.encode(texts, batch_size, MAX_LENGTH, True, True, True)
             for model in (small_models.ours, small_models.reference)
         )
-        assert_same(ours, reference, small_models.embedding_tolerance)
+        assert_same(ours, reference, EMBEDDINGS_TOLERANCE)
 
 
 # --- compute_score
@@ -202,7 +193,7 @@ def test_texts_in_batches_of_any_size_equal_flagembeddings(small_models: Models)
 def test_the_five_scores_of_pairs_equal_flagembeddings(models: Models, weights: Any) -> None:
     ours = models.ours.compute_score(PAIRS, weights_for_different_modes=weights)
     reference = score_alone(models.reference, PAIRS, weights_for_different_modes=weights)
-    assert_same(ours, reference, models.score_tolerance)
+    assert_same(ours, reference, SCORES_TOLERANCE)
     assert list(ours) == ["colbert", "sparse", "dense", "sparse+dense", "colbert+sparse+dense"]
     is_nan = np.isnan(ours["sparse+dense"])
     assert is_nan.all() if str(weights) == "(0, 0, 1)" else not is_nan.any()
@@ -211,20 +202,20 @@ def test_the_five_scores_of_pairs_equal_flagembeddings(models: Models, weights: 
 def test_scores_that_padding_does_not_change_equal_flagembeddings_in_one_batch(models: Models) -> None:
     ours, reference = (model.compute_score(PAIRS) for model in (models.ours, models.reference))
     for key in ("sparse", "dense", "sparse+dense"):
-        assert_same(ours[key], reference[key], models.score_tolerance)
+        assert_same(ours[key], reference[key], SCORES_TOLERANCE)
 
 
 def test_queries_and_passages_may_be_cut_at_different_lengths(models: Models) -> None:
     pairs = [(LONG_TEXT, LONG_TEXT), (SCRIPTS["Greek"], LONG_TEXT), (LONG_TEXT, "the sea"), ("", LONG_TEXT)]
     lengths = {"max_query_length": 20, "max_passage_length": 7}
     ours, reference = models.ours.compute_score(pairs, **lengths), score_alone(models.reference, pairs, **lengths)
-    assert_same(ours, reference, models.score_tolerance)
+    assert_same(ours, reference, SCORES_TOLERANCE)
 
 
 def test_one_pair_gives_floats_and_no_pairs_an_empty_list(models: Models) -> None:
     for pair in (("the sea", SCRIPTS["Latin"]), ["", ""]):
         ours, reference = models.ours.compute_score(pair), models.reference.compute_score(pair)
-        assert_same(ours, reference, models.score_tolerance)
+        assert_same(ours, reference, SCORES_TOLERANCE)
         assert {type(score) for score in ours.values()} == {float}
     assert models.ours.compute_score([]) == models.reference.compute_score([]) == []
 
@@ -242,12 +233,12 @@ def test_lexical_and_colbert_scores_equal_flagembeddings(models: Models, encodin
             ]
             for model, side in both
         )
-        assert_same(ours, reference, models.score_tolerance)
+        assert_same(ours, reference, SCORES_TOLERANCE)
     ours, reference = (
         model.compute_lexical_matching_score(side["lexical_weights"][:20], side["lexical_weights"][10:])
         for model, side in both
     )
-    assert_same(ours, reference, models.score_tolerance)
+    assert_same(ours, reference, SCORES_TOLERANCE)
 
 
 def test_lexical_weights_that_are_not_two_dicts_or_two_lists_raise_in_both(small_models: Models) -> None:
@@ -290,16 +281,16 @@ def test_more_tokens_than_the_model_takes_break_flagembeddings_model_and_raise_h
 def test_padding_raises_a_short_passages_multi_vector_score_in_flagembedding_and_not_here(
     demo_checkpoint: Path, demo_artifact: Path
 ) -> None:
-    models = open_both(demo_checkpoint, demo_artifact, "fp32")
+    models = open_both(demo_checkpoint, demo_artifact)
     pairs = [("What is BGE M3?", "moon"), ("What is BGE M3?", "The pull of the moon causes the tides.")]
     query, short = models.reference.encode(pairs[0], **ALL_OUTPUTS)["colbert_vecs"]
     best = (query @ short.T).max(axis=1)  # (query tokens,)
     alone = score_alone(models.reference, pairs)["colbert"]
     batched = models.reference.compute_score(pairs)["colbert"]
-    assert alone[0] == pytest.approx(best.mean(), rel=0, abs=models.score_tolerance)
-    assert batched[0] == pytest.approx(np.maximum(best, 0.0).mean(), rel=0, abs=models.score_tolerance)
+    assert alone[0] == pytest.approx(best.mean(), rel=0, abs=SCORES_TOLERANCE)
+    assert batched[0] == pytest.approx(np.maximum(best, 0.0).mean(), rel=0, abs=SCORES_TOLERANCE)
     assert batched[0] > alone[0] + 0.01
-    assert_same(models.ours.compute_score(pairs)["colbert"], alone, models.score_tolerance)
+    assert_same(models.ours.compute_score(pairs)["colbert"], alone, SCORES_TOLERANCE)
 
 
 def test_each_distinct_text_of_pairs_is_encoded_once(small_models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
