@@ -4,7 +4,7 @@ import collections
 import enum
 import io
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,22 +16,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bgem3.runtime import BGEM3FlagModel, BGEM3Model
-from bgem3.runtime.model import split_pairs
+from bgem3.runtime import BGEM3Model
+from bgem3.runtime.arguments import split_pairs
 from bgem3.runtime.texts import check_texts
 
 TEXTS = ["one text", "", "面包 为什么 会 发 起来？", "a\0b \U0001f956"]
 MAX_LENGTH = 128  # tokens, of the random checkpoint
 SECONDS = 30.0  # a bound on what must not take minutes, far above the second it takes
-
-
-@pytest.fixture(scope="module")
-def flag_model(random_artifact: Path) -> Iterator[BGEM3FlagModel]:
-    """The drop-in class over the random artifact, with instructions."""
-    shared: dict[str, Any] = {"use_fp16": False, "devices": "cpu", "query_instruction_for_retrieval": "find "}
-    model = BGEM3FlagModel(random_artifact, passage_instruction_for_retrieval="passage: ", **shared)
-    yield model
-    model.close()
 
 
 # Lists of texts
@@ -90,15 +81,13 @@ NO_LISTS: list[tuple[Callable[[], Any], str]] = [
 
 @pytest.mark.parametrize(("make", "words"), NO_LISTS, ids=range(len(NO_LISTS)))
 def test_what_is_no_list_is_refused_with_how_to_pass_it(
-    random_model: BGEM3Model, flag_model: BGEM3FlagModel, make: Callable[[], Any], words: str
+    random_model: BGEM3Model, make: Callable[[], Any], words: str
 ) -> None:
     value = make()
     for call, plural in (
         (lambda: random_model.encode(value), "texts"),
         (lambda: random_model.score(["a"], value), "passages"),
         (lambda: random_model.score(value, ["a"]), "queries"),
-        (lambda: flag_model.encode(value), "texts"),
-        (lambda: flag_model.encode_corpus(value), "texts"),
     ):
         with pytest.raises(TypeError, match=f"^{plural} must be a list of str, .*{words}"):
             call()
@@ -188,11 +177,10 @@ NO_PAIRS: list[tuple[Any, type[Exception], str]] = [
 
 @pytest.mark.parametrize(("pairs", "kind", "words"), NO_PAIRS, ids=range(len(NO_PAIRS)))
 def test_what_is_no_list_of_pairs_is_refused(
-    random_model: BGEM3Model, flag_model: BGEM3FlagModel, pairs: Any, kind: type[Exception], words: str
+    random_model: BGEM3Model, pairs: Any, kind: type[Exception], words: str
 ) -> None:
-    for score in (random_model.score_pairs, flag_model.compute_score):
-        with pytest.raises(kind, match=words):
-            score(pairs)
+    with pytest.raises(kind, match=words):
+        random_model.score_pairs(pairs)
 
 
 # Odd texts
@@ -208,9 +196,7 @@ def test_a_million_characters_are_encoded_in_seconds_as_their_first_tokens(rando
         np.testing.assert_array_equal(found.dense, random_model.encode([text[:4200]]).dense)
 
 
-def test_no_texts_give_empty_outputs_and_scores_of_the_right_shapes(
-    random_model: BGEM3Model, flag_model: BGEM3FlagModel
-) -> None:
+def test_no_texts_give_empty_outputs_and_scores_of_the_right_shapes(random_model: BGEM3Model) -> None:
     found, spec = random_model.encode([]), random_model.spec
     assert found.n_tokens.shape == found.truncated.shape == (0,)
     assert found.dense.shape == (0, spec.hidden_size)
@@ -222,7 +208,6 @@ def test_no_texts_give_empty_outputs_and_scores_of_the_right_shapes(
             assert (scores.shape, scores.dtype) == ((len(queries), len(passages)), np.float32)
     for scores in vars(random_model.score_pairs([])).values():
         assert (scores.shape, scores.dtype) == ((0,), np.float32)
-    assert flag_model.compute_score([]) == []
 
 
 def test_blank_texts_and_nul_characters_are_encoded_and_scored(random_model: BGEM3Model) -> None:
@@ -233,12 +218,3 @@ def test_blank_texts_and_nul_characters_are_encoded_and_scored(random_model: BGE
     for values in vars(random_model.score(texts, [*texts, "text"])).values():
         assert values.shape == (7, 8)
         assert np.isfinite(values).all()
-
-
-def test_an_error_inside_a_generator_comes_out_as_it_is(random_model: BGEM3Model) -> None:
-    def texts() -> Iterator[str]:
-        yield "a"
-        raise LookupError("no more rows")
-
-    with pytest.raises(LookupError, match="no more rows"):
-        random_model.encode(texts())

@@ -14,6 +14,11 @@ SETTINGS: dict[str, Any] = {
     "query_max_length": MAX_LENGTH,
     "passage_max_length": MAX_LENGTH,
 }
+TEXTS = [
+    *("the sea", "", "面包 为什么 会 发 起来？", "<mask> is a token", "words " * 50, " ", "👍🏽 1️⃣", "one </s> two"),
+    *("Water boils at 100 °C , doesn't it ?", "I 'm sure they 've seen what we 're doing !", "a 'quoted' word . And"),
+    *("\ufeffmark", "tab\tand\nnewline\r\n", "x" * 200, "nul\0inside", "e\u0301 é"),
+]
 ALL_OUTPUTS = {"return_dense": True, "return_sparse": True, "return_colbert_vecs": True}
 
 

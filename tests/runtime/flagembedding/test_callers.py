@@ -13,9 +13,7 @@ import pytest
 import torch
 
 from bgem3.runtime import BGEM3FlagModel, BGEM3Model
-from tests.runtime.flagembedding.comparison import ALL_OUTPUTS, SCORES_TOLERANCE, assert_same
-
-TEXTS = ["the sea", "", "面包 为什么 会 发 起来？", "<mask> is a token", "words " * 50]
+from tests.runtime.flagembedding.comparison import ALL_OUTPUTS, SCORES_TOLERANCE, TEXTS, assert_same
 
 # FlagEmbedding's examples of M3, call by call
 
@@ -94,16 +92,8 @@ def test_flagembeddings_examples_run_with_only_the_import_changed(
 
 def milvus_module(monkeypatch: pytest.MonkeyPatch, name: str) -> ModuleType:
     """Return milvus-model's module with its import of FlagEmbedding changed to ours, or skip without it."""
-    package = name.partition(".hybrid")[0]
-    try:
-        is_there = importlib.util.find_spec(package) is not None
-    except ModuleNotFoundError:
-        is_there = False
-    if not is_there:
-        pytest.skip(f"{package} is not installed")
-    for needed in ("datasets", "peft"):
-        if not importlib.util.find_spec(needed):
-            pytest.skip(f"{package} would install {needed} by itself")
+    for needed in ("datasets", "peft", name.partition(".hybrid")[0]):  # it would install the first two by itself
+        pytest.importorskip(needed)
     monkeypatch.setattr(FlagEmbedding, "BGEM3FlagModel", BGEM3FlagModel)  # some versions import it when called
     module = importlib.import_module(name)
     monkeypatch.setattr(module, "BGEM3FlagModel", BGEM3FlagModel, raising=False)
