@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 
 from bgem3.runtime.artifact import MANIFEST, Artifact, ArtifactError, leads_out, verify_help
-from bgem3.runtime.onnx_proto import Message, read_model
+from bgem3.runtime.onnx_proto import Message, read_messages
 
 ELEMENT_TYPES = {1: "float32", 3: "int8", 6: "int32", 7: "int64", 10: "float16"}  # by their numbers in onnx.proto
 STORED_TYPES = {"fp32": "float32", "fp16": "float16", "int8": "int8"}
@@ -39,19 +39,18 @@ class GraphFile:
 
     def __init__(self, path: Path) -> None:
         try:
-            self._model = read_model(path)
-            self.inputs, self.outputs = (
-                _declarations(self._model.values("graph", side)) for side in ("input", "output")
-            )
+            self._messages = read_messages(path)
+            model = self._messages[-1]
+            self.inputs, self.outputs = (_declarations(model.values("graph", side)) for side in ("input", "output"))
             self.tensors = {
                 tensor.last("name", ""): _declaration(tensor.last("data_type", 0), tensor.values("dims"))
-                for tensor in self._model.values("graph", "initializer")
+                for tensor in model.values("graph", "initializer")
             }
             self.locations = {entry.last("value", "") for entry in self._location_entries()}
             self.n_heads = {
-                attribute.last("i", 0)
-                for attribute in self._model.messages("Attribute")
-                if attribute.last("name", "") in ("num_heads", "n_heads")
+                message.last("i", 0)
+                for message in self._messages
+                if message.kind == "Attribute" and message.last("name", "") in ("num_heads", "n_heads")
             }
         except ValueError as error:
             raise ArtifactError(
@@ -62,10 +61,11 @@ class GraphFile:
         """Return the file's content with tensors read from other files, given by the present ones."""
         for entry in self._location_entries():
             entry.replace("value", locations[entry.last("value", "")])
-        return self._model.encode()
+        return self._messages[-1].encode()
 
     def _location_entries(self) -> list[Message]:
-        entries = [entry for tensor in self._model.messages("Tensor") for entry in tensor.values("external_data")]
+        tensors = [message for message in self._messages if message.kind == "Tensor"]
+        entries = [entry for tensor in tensors for entry in tensor.values("external_data")]
         return [entry for entry in entries if entry.last("key", "") == "location"]
 
 

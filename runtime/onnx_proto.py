@@ -5,7 +5,6 @@ than all else that loading a small model does.
 """
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,14 +55,6 @@ class Message:
         """Give a field another value."""
         self.fields = [(*field[:3], value if field[0] == name else field[3]) for field in self.fields]
 
-    def messages(self, kind: str) -> Iterator["Message"]:
-        """Yield every message of a kind in this one, to any depth."""
-        for _, _, _, value in self.fields:
-            if isinstance(value, Message):
-                if value.kind == kind:
-                    yield value
-                yield from value.messages(kind)
-
     def encode(self) -> bytes:
         """Return the message as a file holds it."""
         parts = []
@@ -77,24 +68,27 @@ class Message:
         return b"".join(parts)
 
 
-def read_model(path: Path) -> Message:
-    """Return a graph file's Model message, or raise ValueError if the file is none."""
+def read_messages(path: Path) -> list[Message]:
+    """Return every message of a graph file, the Model last, or raise ValueError if the file is none."""
     size = path.stat().st_size
     if size > MAX_BYTES:
         raise ValueError(f"it has {size} bytes, more than any graph without its weights")
+    found: list[Message] = []
     try:
-        return _decode(path.read_bytes(), "Model")
+        _decode(path.read_bytes(), "Model", found)
     except RecursionError:
         raise ValueError("its messages are too deep") from None
+    return found
 
 
-def _decode(data: bytes, kind: str) -> Message:
+def _decode(data: bytes, kind: str, found: list[Message]) -> Message:
+    """Return a message, and add it and those in it to the messages found."""
     fields: list[tuple[str, int, int, Any]] = []
-    place = 0
+    known, place = SCHEMA[kind], 0
     while place < len(data):
         key, place = _read_number(data, place)
         number, wire_type = key >> 3, key & 7
-        name, type_ = SCHEMA[kind].get(number, ("", ""))
+        name, type_ = known.get(number, ("", ""))
         if wire_type == NUMBER:
             value, place = _read_number(data, place)
             fields.append((name if type_ == "int" else "", number, wire_type, value))
@@ -114,18 +108,21 @@ def _decode(data: bytes, kind: str) -> Message:
                 value, start = _read_number(content, start)
                 fields.append((name, number, NUMBER, value))
         else:
-            decoded = content.decode() if type_ == "str" else _decode(content, type_) if type_ else content
+            decoded = content.decode() if type_ == "str" else _decode(content, type_, found) if type_ else content
             fields.append((name, number, wire_type, decoded))
-    return Message(kind, fields)
+    found.append(Message(kind, fields))
+    return found[-1]
 
 
 def _read_number(data: bytes, place: int) -> tuple[int, int]:
     """Return the number at a place, seven bits a byte from the lowest, and the place after it."""
-    number = 0
-    for i, byte in enumerate(data[place : place + 10]):
-        number |= (byte & 0x7F) << 7 * i
+    number = shift = 0
+    while place < len(data) and shift < 70:
+        byte = data[place]
+        number |= (byte & 0x7F) << shift
+        place, shift = place + 1, shift + 7
         if byte < 0x80:
-            return number, place + i + 1
+            return number, place
     raise ValueError("it has a number without an end")
 
 

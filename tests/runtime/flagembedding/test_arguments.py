@@ -179,9 +179,15 @@ def test_encode_single_device_has_flagembeddings_defaults(random_artifact: Path,
 
 @pytest.mark.parametrize("texts", [{"a"}, ["a", None], ["\udcff"]], ids=range(3))
 def test_texts_and_pairs_are_checked(ours: BGEM3FlagModel, texts: Any) -> None:
-    for method in (ours.encode, ours.encode_queries, ours.encode_corpus, ours.compute_score):
+    pairs: Any = type(texts)(("a", text) for text in texts)
+    for method, values in (
+        (ours.encode, texts),
+        (ours.encode_queries, texts),
+        (ours.encode_corpus, texts),
+        (ours.compute_score, pairs),
+    ):
         with pytest.raises((TypeError, ValueError), match=r"^(texts?|pairs?|passage) "):
-            method([("a", text) for text in texts] if method == ours.compute_score else texts)
+            method(values)
 
 
 def test_every_output_off_says_to_set_one(ours: BGEM3FlagModel) -> None:
