@@ -86,7 +86,7 @@ def _decode(data: bytes, kind: str, found: list[Message]) -> Message:
     fields: list[tuple[str, int, int, Any]] = []
     known, place = SCHEMA[kind], 0
     while place < len(data):
-        key, place = _read_number(data, place)
+        key, place = (data[place], place + 1) if data[place] < 0x80 else _read_number(data, place)
         number, wire_type = key >> 3, key & 7
         name, type_ = known.get(number, ("", ""))
         if wire_type == NUMBER:
@@ -117,12 +117,12 @@ def _decode(data: bytes, kind: str, found: list[Message]) -> Message:
 def _read_number(data: bytes, place: int) -> tuple[int, int]:
     """Return the number at a place, seven bits a byte from the lowest, and the place after it."""
     number = shift = 0
-    while place < len(data) and shift < 70:
-        byte = data[place]
+    for byte in data[place : place + 10]:
+        place += 1
         number |= (byte & 0x7F) << shift
-        place, shift = place + 1, shift + 7
         if byte < 0x80:
             return number, place
+        shift += 7
     raise ValueError("it has a number without an end")
 
 
