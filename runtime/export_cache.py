@@ -3,8 +3,6 @@
 import importlib
 import importlib.util
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock
@@ -44,26 +42,19 @@ def find_or_export(source: str | Path, precision: str, cache_dir: str | Path | N
     if is_artifact(target):
         return target
     _require_export_extra(source, precision)
-    with _explain_unwritable(root):
+    try:
         root.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{target}.lock"):
             if not is_artifact(target):
                 logger.info("exporting %s to %s, once", source, target)
                 export = importlib.import_module("bgem3.export")
                 export.export_model(source, target, (precision,), show_progress=True, cache_dir=cache_dir)
-    return target
-
-
-@contextmanager
-def _explain_unwritable(root: Path) -> Iterator[None]:
-    """Add to the error of a folder that cannot be written how to choose another one."""
-    try:
-        yield
     except OSError as error:
         if not is_unwritable(error):
             raise
         reason = f"{error.strerror or error}; free space there, or name another folder as cache_dir"
         raise OSError(error.errno, f"exports cannot be kept in {root}: {reason}") from error
+    return target
 
 
 def _require_export_extra(source: str | Path, precision: str) -> None:

@@ -57,21 +57,15 @@ def read_texts(lines: Iterable[str], name: str, text_field: str | None = None) -
             line = line.removeprefix(BYTE_ORDER_MARK)
             if not line:  # the file holds the mark alone
                 return
-        if not line.isascii():
-            _check_bytes(line, name, number)
+        try:
+            line.encode()
+        except UnicodeEncodeError as error:
+            byte = ord(line[error.start]) & 0xFF
+            raise ValueError(
+                f"{name}, line {number} is not UTF-8: byte 0x{byte:02x} after {error.start} characters; save it as "
+                "UTF-8, as `iconv -f ENCODING -t UTF-8` does"
+            ) from None
         yield line.rstrip("\r\n") if text_field is None else _field(line, name, number, text_field)
-
-
-def _check_bytes(line: str, name: str, number: int) -> None:
-    """Raise ValueError, naming the byte and its place, if a line is not UTF-8."""
-    try:
-        line.encode()
-    except UnicodeEncodeError as error:
-        byte = ord(line[error.start]) & 0xFF
-        raise ValueError(
-            f"{name}, line {number} is not UTF-8: byte 0x{byte:02x} after {error.start} characters; save it as UTF-8, "
-            "as `iconv -f ENCODING -t UTF-8` does"
-        ) from None
 
 
 def _field(line: str, name: str, number: int, text_field: str) -> str:

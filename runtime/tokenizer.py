@@ -99,10 +99,7 @@ class TextTokenizer:
 def load_tokenizer(path: Path) -> Tokenizer:
     """Read a tokenizer.json, with or without a byte order mark, and switch off the padding and truncation stored in it.
 
-    Raises
-    ------
-    ValueError
-        If the file is not a tokenizer. The message continues a sentence that begins with the file's path.
+    The message of a ValueError continues a sentence that begins with the file's path.
     """
     if not path.is_file():
         raise ValueError("is not a regular file")

@@ -2,7 +2,7 @@
 
 import codecs
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
@@ -22,7 +22,15 @@ def write_jsonl(chunks: Iterable[Embeddings], file: TextIO | codecs.StreamWriter
     ``sparse`` is an object of token id to weight, ``multivector`` a list of vectors.
     """
     for chunk in chunks:
-        for row in _rows(chunk):
+        lexical_weights = chunk.lexical_weights if "sparse" in chunk.outputs else []
+        for i in range(len(chunk)):
+            row: dict[str, Any] = {"n_tokens": int(chunk.n_tokens[i]), "truncated": bool(chunk.truncated[i])}
+            if "dense" in chunk.outputs:
+                row["dense"] = chunk.dense[i].tolist()
+            if "sparse" in chunk.outputs:
+                row["sparse"] = {token_id: float(weight) for token_id, weight in lexical_weights[i].items()}
+            if "multivector" in chunk.outputs:
+                row["multivector"] = chunk.multivector[i].tolist()
             file.write(json.dumps(row) + "\n")
 
 
@@ -31,16 +39,7 @@ def write_file(chunks: Iterable[Embeddings], path: Path) -> None:
 
     An existing file keeps its mode. A link stays, and the file that it points to is replaced.
 
-    .npz is what ``Embeddings.load`` takes: ``n_tokens``, ``truncated``, ``dense``, ``sparse_data/indices/indptr/shape``
-    (CSR), ``sparse_first_seen``, and ``multivector`` (packed) with ``multivector_offsets``. .parquet has one row per
-    text; rows are written chunk by chunk.
-
-    Raises
-    ------
-    ValueError
-        If the suffix names no format.
-    ImportError
-        If .parquet is asked for and pyarrow is not installed.
+    .npz is what ``Embeddings.load`` takes. .parquet has one row per text, and needs pyarrow.
     """
     check_suffix(path)
     with whole_file(path) as file:
@@ -56,19 +55,6 @@ def check_suffix(path: Path) -> None:
     """Raise ValueError if the path's suffix names no format."""
     if path.suffix not in SUFFIXES:
         raise ValueError(f"cannot tell the format of {path}; name the file with one of {', '.join(SUFFIXES)}")
-
-
-def _rows(chunk: Embeddings) -> Iterator[dict[str, Any]]:
-    lexical_weights = chunk.lexical_weights if "sparse" in chunk.outputs else []
-    for i in range(len(chunk)):
-        row: dict[str, Any] = {"n_tokens": int(chunk.n_tokens[i]), "truncated": bool(chunk.truncated[i])}
-        if "dense" in chunk.outputs:
-            row["dense"] = chunk.dense[i].tolist()
-        if "sparse" in chunk.outputs:
-            row["sparse"] = {token_id: float(weight) for token_id, weight in lexical_weights[i].items()}
-        if "multivector" in chunk.outputs:
-            row["multivector"] = chunk.multivector[i].tolist()
-        yield row
 
 
 def _write_parquet(chunks: Iterable[Embeddings], file: BinaryIO) -> None:

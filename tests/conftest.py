@@ -115,3 +115,9 @@ def loaded_checkpoint(random_checkpoint: Path) -> Checkpoint:
 def checkpoint_copy(random_checkpoint: Path, tmp_path: Path) -> Path:
     """A copy of the random checkpoint, for one test to change."""
     return Path(shutil.copytree(random_checkpoint, tmp_path / "checkpoint"))
+
+
+@pytest.fixture
+def artifact_copy(random_artifact: Path, tmp_path: Path) -> Path:
+    """A copy of the random artifact, for one test to change."""
+    return Path(shutil.copytree(random_artifact, tmp_path / "artifact"))

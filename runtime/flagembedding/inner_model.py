@@ -29,15 +29,12 @@ class InnerModel(BGEM3Model):
 
     @property
     def vocab_size(self) -> int:
-        """Return the number of token ids."""
         return self.spec.vocab_size
 
     @property
     def sparse_linear(self) -> SimpleNamespace:
-        """Return the sparse head's sizes."""
         return SimpleNamespace(in_features=self.spec.hidden_size, out_features=1)
 
     @property
     def colbert_linear(self) -> SimpleNamespace:
-        """Return the multi-vector head's sizes."""
         return SimpleNamespace(in_features=self.spec.hidden_size, out_features=self.spec.multivector_size)

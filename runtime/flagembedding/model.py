@@ -7,7 +7,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from bgem3.runtime.artifact import OUTPUTS, Output
+from bgem3.runtime.artifact import OUTPUTS
 from bgem3.runtime.device import require_cuda
 from bgem3.runtime.export_cache import find_or_export
 from bgem3.runtime.flagembedding.arguments import (
@@ -28,7 +28,6 @@ from bgem3.scoring import Scores, multivector_pair_scores
 from bgem3.scoring.hybrid import Weights, check_weights, score_pairs
 
 DEFAULT_LENGTH = 512  # tokens per text in encode_single_device, as in FlagEmbedding
-KEYS: dict[Output, str] = {"dense": "dense_vecs", "sparse": "lexical_weights", "multivector": "colbert_vecs"}
 
 
 class BGEM3FlagModel:
@@ -158,9 +157,8 @@ class BGEM3FlagModel:
         sentences = instruct(sentences, instruction, template)
         texts = check_texts([sentences] if isinstance(sentences, str) else sentences)
         defaults = (self.return_dense, self.return_sparse, self.return_colbert_vecs)
-        asked = (return_dense, return_sparse, return_colbert_vecs)
-        is_wanted = [default if flag is None else flag for flag, default in zip(asked, defaults, strict=True)]
-        outputs = [name for name, wanted in zip(KEYS, is_wanted, strict=True) if wanted]
+        asked = zip(OUTPUTS, (return_dense, return_sparse, return_colbert_vecs), defaults, strict=True)
+        outputs = [name for name, flag, default in asked if (default if flag is None else flag)]
         if not outputs:
             raise ValueError("return_dense, return_sparse and return_colbert_vecs are all False; set one to True")
         max_length = self.passage_max_length if max_length is None else max_length
@@ -243,8 +241,8 @@ class BGEM3FlagModel:
         -------
         dict or list
             N floats under each of ``colbert``, ``sparse``, ``dense``, ``sparse+dense`` and ``colbert+sparse+dense``;
-            single floats for one pair; ``[]`` for an empty list. ``sparse+dense`` is NaN or infinite if the dense and
-            sparse weights sum to 0.
+            single floats for one pair; ``[]`` for an empty list. ``sparse+dense`` is
+            ``(w_s·sparse + w_d·dense) / (w_s + w_d)``: NaN or infinite if these two weights sum to 0.
         """
         check_tokenizer_keywords("compute_score", settings)
         is_one_pair = isinstance(sentence_pairs, (list, tuple)) and isinstance(next(iter(sentence_pairs), None), str)
@@ -252,24 +250,14 @@ class BGEM3FlagModel:
         if not queries:
             return []
         weights = check_weights((1.0, 1.0, 1.0) if weights_for_different_modes is None else weights_for_different_modes)
-        scores = self._score(
-            queries,
-            passages,
-            self.query_max_length if max_query_length is None else max_query_length,
-            self.passage_max_length if max_passage_length is None else max_passage_length,
-            weights,
-            self._has_progress(queries, batch_size),
-        )
+        query_length = self.query_max_length if max_query_length is None else max_query_length
+        passage_length = self.passage_max_length if max_passage_length is None else max_passage_length
+        show_progress = self._has_progress(queries, batch_size)
+        scores = self._score(queries, passages, query_length, passage_length, weights, show_progress)
         result = named_scores(scores, weights)
         return {key: values[0] for key, values in result.items()} if is_one_pair else result
 
-    def compute_lexical_matching_score(
-        self,
-        lexical_weights_1: LexicalWeights | Sequence[LexicalWeights],
-        lexical_weights_2: LexicalWeights | Sequence[LexicalWeights],
-    ) -> float | NDArray[np.floating]:
-        """Return ``Σ w_1 · w_2`` over shared tokens: a number for two dicts, a matrix for two lists of dicts."""
-        return lexical_matching_score(lexical_weights_1, lexical_weights_2)
+    compute_lexical_matching_score = staticmethod(lexical_matching_score)
 
     def colbert_score(self, q_reps: NDArray[np.floating], p_reps: NDArray[np.floating]) -> np.float32:
         """Return the MaxSim score of two texts' multi-vectors, (N, M) and (P, M)."""

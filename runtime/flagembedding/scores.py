@@ -13,10 +13,7 @@ LexicalWeights: TypeAlias = Mapping[str, float]
 
 
 def named_scores(scores: Scores, weights: Weights) -> dict[str, list[float]]:
-    """Return the scores of N pairs under FlagEmbedding's names.
-
-    ``sparse+dense`` is ``(w_s·sparse + w_d·dense) / (w_s + w_d)``: NaN or infinite if these two weights sum to 0.
-    """
+    """Return the scores of N pairs under FlagEmbedding's names."""
     w_dense, w_sparse, _ = (np.float32(w) for w in weights)
     with np.errstate(invalid="ignore", divide="ignore"):
         sparse_dense = (w_sparse * scores.sparse + w_dense * scores.dense) / (w_sparse + w_dense)
@@ -30,15 +27,16 @@ def named_scores(scores: Scores, weights: Weights) -> dict[str, list[float]]:
 
 
 def lexical_matching_score(
-    weights_1: LexicalWeights | Sequence[LexicalWeights], weights_2: LexicalWeights | Sequence[LexicalWeights]
+    lexical_weights_1: LexicalWeights | Sequence[LexicalWeights],
+    lexical_weights_2: LexicalWeights | Sequence[LexicalWeights],
 ) -> float | NDArray[np.floating]:
     """Return ``Σ w_1 · w_2`` over shared tokens: a number for two dicts, a matrix for two lists of dicts."""
-    if isinstance(weights_1, Mapping) and isinstance(weights_2, Mapping):
-        shared = weights_2
-        return sum(weight * shared[token] for token, weight in weights_1.items() if token in shared)
-    if isinstance(weights_1, list) and isinstance(weights_2, list):
-        return np.array([[lexical_matching_score(a, b) for b in weights_2] for a in weights_1])
+    if isinstance(lexical_weights_1, Mapping) and isinstance(lexical_weights_2, Mapping):
+        shared = lexical_weights_2
+        return sum(weight * shared[token] for token, weight in lexical_weights_1.items() if token in shared)
+    if isinstance(lexical_weights_1, list) and isinstance(lexical_weights_2, list):
+        return np.array([[lexical_matching_score(a, b) for b in lexical_weights_2] for a in lexical_weights_1])
     raise ValueError(
         "lexical weights must be two dicts or two lists of dicts, found "
-        f"{type(weights_1).__name__} and {type(weights_2).__name__}"
+        f"{type(lexical_weights_1).__name__} and {type(lexical_weights_2).__name__}"
     )

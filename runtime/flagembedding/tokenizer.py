@@ -29,10 +29,7 @@ class Encoding(dict[str, Any]):
 
 
 class FlagTokenizer:
-    """A tokenizer that gives what `transformers.AutoTokenizer` gives for BAAI/bge-m3.
-
-    It may be called from many threads at once.
-    """
+    """A tokenizer that gives what `transformers.AutoTokenizer` gives for BAAI/bge-m3. Any thread may call it."""
 
     is_fast = True
     padding_side = truncation_side = "right"

@@ -13,6 +13,8 @@ from bgem3.runtime.artifact import MANIFEST, read_artifact, sha256_of
 from bgem3.runtime.device import open_encoder
 
 Damage = Callable[[Path], object]
+TEXTS = ["", "What is BM25?", "Die Brücke ist gesperrt."]
+CPU_GRAPHS = ("fp32/cpu.onnx", "fp32/native.onnx")
 
 both_kernels = pytest.mark.parametrize("kernels", ["none", "auto"], ids=["onnxruntime", "custom"])
 """Runs a test with ONNX Runtime's operators and with the custom ones, where this CPU has them."""
@@ -43,10 +45,8 @@ def edit_graph(folder: Path, name: str, edit: Callable[[onnx.GraphProto], object
 
 def move_weights(graph: onnx.GraphProto, location: str) -> None:
     """Make a graph read its weights from another file."""
-    for tensor in graph.initializer:
-        for entry in tensor.external_data:
-            if entry.key == "location":
-                entry.value = location
+    for entry in (entry for tensor in graph.initializer for entry in tensor.external_data if entry.key == "location"):
+        entry.value = location
 
 
 def load(folder: Path, precision: str = "fp32", kernels: str = "none") -> BGEM3Model:

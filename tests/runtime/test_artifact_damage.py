@@ -22,6 +22,8 @@ from bgem3.runtime.cli import main
 from bgem3.runtime.reference import Reference
 from tests.runtime.cuda_stand_in import Ran, cudart, ran
 from tests.runtime.damage import (
+    CPU_GRAPHS,
+    TEXTS,
     Damage,
     both_kernels,
     edit_graph,
@@ -34,28 +36,10 @@ from tests.runtime.damage import (
 
 __all__ = ["cudart", "ran"]  # fixtures
 
-TEXTS = ["", "What is BM25?", "Die Brücke ist gesperrt."]
 SIZES = ["hidden_size", "n_layers", "n_heads", "intermediate_size", "vocab_size", "multivector_size", "max_length"]
 IDS = ["cls_id", "pad_id", "eos_id", "unk_id"]
-CPU_GRAPHS = ("fp32/cpu.onnx", "fp32/native.onnx")
-
-
-@pytest.fixture
-def folder(random_artifact: Path, tmp_path: Path) -> Path:
-    """A copy of the artifact, to be damaged."""
-    shutil.copytree(random_artifact, tmp_path / "artifact")
-    return tmp_path / "artifact"
-
 
 # Files
-
-
-def written(name: str, content: bytes) -> Damage:
-    return lambda folder: (folder / name).write_bytes(content)
-
-
-def without(name: str) -> Damage:
-    return lambda folder: (folder / name).unlink()
 
 
 def cut(name: str) -> Damage:
@@ -74,7 +58,7 @@ def replaced(content: bytes, *names: str) -> Damage:
 
 
 def listing(name: str) -> Damage:
-    """Make the manifest list a file that is there, inside or outside the folder."""
+    """Make the manifest list a file outside the folder."""
 
     def damage(folder: Path) -> None:
         (folder.parent / "outside.bin").write_bytes(b"not yours")
@@ -96,21 +80,14 @@ def weights_at(location: str) -> Damage:
     return damage
 
 
-def a_file_instead(folder: Path) -> None:
-    shutil.rmtree(folder)
-    folder.write_bytes(b"")
-
-
+LFS = "version https://git-lfs.github.com/spec/v1"
 AGAIN = "export (it|the checkpoint) again"
 OUT = "a path out of the folder; do not use this artifact"
 DAMAGES: dict[str, tuple[Damage, str]] = {
     "no_folder": (shutil.rmtree, "no artifact folder at .*bgem3 export.*check the path"),
-    "a_file_instead": (a_file_instead, "no artifact folder at"),
-    "no_manifest": (without(MANIFEST), "not an artifact folder.*no manifest.json.*bgem3 export"),
-    "no_graph": (without("fp32/cpu.onnx"), f"fp32/cpu.onnx is missing.*copy.*{AGAIN}"),
-    "no_weights": (without("fp16/weights.bin"), "fp16/weights.bin is missing"),
-    "cut_weights": (cut("fp16/weights.bin"), r"weights.bin has \d+ bytes, the manifest says \d+"),
-    "cut_graph": (cut("fp32/cpu.onnx"), rf"cpu.onnx has \d+ bytes, the manifest says.*{AGAIN}"),
+    "no_manifest": (lambda f: (f / MANIFEST).unlink(), "not an artifact folder.*no manifest.json.*bgem3 export"),
+    "no_graph": (lambda f: (f / CPU_GRAPHS[0]).unlink(), f"fp32/cpu.onnx is missing.*copy.*{AGAIN}"),
+    "cut_weights": (cut("fp16/weights.bin"), rf"weights.bin has \d+ bytes, the manifest says \d+.*{AGAIN}"),
     "path_to_parent": (listing("../outside.bin"), rf"names '\.\./outside.bin'.*{OUT}"),
     "absolute_path": (listing("/etc/passwd"), f"names '/etc/passwd'.*{OUT}"),
     "garbage_graph": (replaced(b"garbage" * 99, *CPU_GRAPHS), f"cannot open .*fp32.*Protobuf.*bgem3 verify.*{AGAIN}"),
@@ -120,23 +97,17 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
     "weights_at_absolute": (weights_at("{parent}/outside.bin"), "cannot open .*absolute path"),
     "weights_unlisted": (weights_at("sub/w.bin"), "reads 'fp32/sub/w.bin', which manifest.json does not list"),
     "garbage_tokenizer": (replaced(b"garbage", "tokenizer.json"), f"tokenizer.json is not a tokenizer file.*{AGAIN}"),
-    "git_lfs_pointer": (written("fp16/weights.bin", b"version https://git-lfs.github.com/spec/v1"), "git lfs pull"),
-    "git_annex_pointer": (written(MANIFEST, b"/annex/objects/SHA256E-s9--4d.bin"), "git annex get"),
+    "git_lfs_pointer": (lambda f: (f / "fp16/weights.bin").write_text(LFS), "git lfs pull"),
+    "git_annex_pointer": (lambda f: (f / MANIFEST).write_text("/annex/objects/SHA256E-s9--4d"), "git annex get"),
 }
 
 
 @pytest.mark.parametrize("name", DAMAGES)
-def test_a_damaged_file_is_refused_with_its_name_and_what_to_do(folder: Path, name: str) -> None:
+def test_a_damaged_file_is_refused_with_its_name_and_what_to_do(artifact_copy: Path, name: str) -> None:
     damage, words = DAMAGES[name]
-    damage(folder)
+    damage(artifact_copy)
     with pytest.raises(ArtifactError, match=f"(?s){words}"):
-        BGEM3Model.load(folder, "cpu", "fp32")
-
-
-def test_weights_at_another_place_are_read_once_they_are_listed(folder: Path) -> None:
-    weights_at("sub/w.bin")(folder)
-    list_file(folder, "fp32/sub/w.bin")
-    assert load(folder).encode(TEXTS).dense.shape == (3, 96)
+        BGEM3Model.load(artifact_copy, "cpu", "fp32")
 
 
 def test_the_portable_graph_reads_only_what_is_listed(
@@ -151,44 +122,40 @@ def test_the_portable_graph_reads_only_what_is_listed(
     assert "which manifest.json does not list" in capsys.readouterr().err
 
 
-def test_hashes_show_one_altered_bit_in_any_file(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for name in manifest_of(folder)["files"]:
-        content = (folder / name).read_bytes()
-        (folder / name).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+def test_hashes_show_one_altered_bit_in_any_file(artifact_copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (artifact_copy / "README.md").write_bytes(b"a file that the manifest need not list")
+    read_artifact(artifact_copy, check_hashes=True)
+    for name in manifest_of(artifact_copy)["files"]:
+        content = (artifact_copy / name).read_bytes()
+        (artifact_copy / name).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
         with pytest.raises(ArtifactError, match=rf"{name} has another SHA-256 than .*copy the artifact folder"):
-            BGEM3Model.load(folder, "cpu", "fp32", check_hashes=True)
-        assert main(["verify", str(folder), "--json"]) == 2
-        (folder / name).write_bytes(content)
+            read_artifact(artifact_copy, check_hashes=True)
+        (artifact_copy / name).write_bytes(content)
+    (artifact_copy / name).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    assert main(["verify", str(artifact_copy), "--json"]) == 2
     assert "SHA-256" in capsys.readouterr().err
-    for name in ("README.md", ".gitattributes", "fp32/other.onnx"):  # files that the manifest need not list
-        (folder / name).write_bytes(b"anything")
-    read_artifact(folder, check_hashes=True)
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no FIFOs")
+@pytest.mark.parametrize("make", [os.mkfifo, Path.mkdir, lambda path: path.symlink_to("/dev/zero")], ids=range(3))
 @pytest.mark.parametrize("name", [MANIFEST, "fp32/native.onnx"])
-@pytest.mark.parametrize(
-    "make",
-    [os.mkfifo, Path.mkdir, lambda path: path.symlink_to("/dev/zero")],
-    ids=["fifo", "folder", "link_to_a_device"],
-)
-def test_what_is_no_file_is_refused_and_never_waited_for(folder: Path, name: str, make: Callable[[Path], None]) -> None:
-    (folder / name).unlink()
-    make(folder / name)
-    errors: list[str] = []
+def test_what_is_no_file_is_refused_and_never_waited_for(
+    artifact_copy: Path, make: Callable[[Path], None], name: str
+) -> None:
+    (artifact_copy / name).unlink()
+    make(artifact_copy / name)
+    is_read = []
 
     def read() -> None:
-        is_artifact(folder)
-        try:
-            read_artifact(folder)
-        except ArtifactError as error:
-            errors.append(str(error))
+        is_artifact(artifact_copy)
+        with pytest.raises(ArtifactError, match=f"{name} is not a regular file"):
+            read_artifact(artifact_copy)
+        is_read.append(True)
 
     reader = threading.Thread(target=read, daemon=True)
     reader.start()
     reader.join(timeout=30)
-    assert len(errors) == 1, "reading waits"
-    assert f"{name} is not a regular file" in errors[0]
+    assert is_read, "reading waits, or takes it for a file"
 
 
 # Manifests
@@ -208,50 +175,40 @@ def test_a_size_that_no_model_has_is_named(random_artifact: Path, name: str) -> 
         refuse(random_artifact, edited, rf"manifest.json .*{name}.* export the checkpoint again")
 
 
-@pytest.mark.parametrize(
-    ("values", "words"),
-    [
-        ({"n_heads": 7}, "hidden_size is 96, which 7 heads"),
-        ({"cls_id": 2}, "special ids .* four different ones"),
-        ({"eos_id": 1}, "special ids .* four different ones"),
-        ({"vocab_size": 3}, "special ids .* below 3"),
-        ({"heads": 4}, "'heads'"),
-    ],
-)
-def test_sizes_that_no_model_has_together_are_named(random_artifact: Path, values: dict[str, int], words: str) -> None:
-    manifest = manifest_of(random_artifact)
-    refuse(random_artifact, manifest | {"model": manifest["model"] | values}, words)
-
-
+FILE = {"size": 1, "sha256": "0" * 64}
 FP32 = {"precision": "fp32", "device": "cpu", "operators": "onnxruntime", "file": "fp32/cpu.onnx"}
 
 
 @pytest.mark.parametrize(
-    ("graphs", "words"),
+    ("part", "values", "words"),
     [
-        ([FP32, FP32], "fp32 on cpu .*twice"),
-        ([FP32 | {"precision": "int4"}], "no graph of 'int4' on 'cpu'"),
-        ([FP32 | {"precision": "int8", "device": "cuda"}], "no graph of 'int8' on 'cuda'"),
-        ([FP32 | {"file": "fp32/weights.bin"}], "ends in .onnx"),
-        ([FP32 | {"file": "other.onnx"}], r"does not list \['other.onnx'\]"),
-        ([{"precision": "fp32"}], "'device' is missing"),
-        ([FP32 | {"device": ["cpu"]}], "device is "),
-        ({"fp32": "fp32/cpu.onnx"}, "graphs is .* expected a list"),
+        ("model", {"n_heads": 7}, "hidden_size is 96, which 7 heads"),
+        ("model", {"cls_id": 2}, "special ids .* four different ones"),
+        ("model", {"vocab_size": 3}, "special ids .* below 3"),
+        ("model", {"heads": 4}, "'heads'"),
+        ("graphs", [FP32, FP32], "fp32 on cpu .*twice"),
+        ("graphs", [FP32 | {"precision": "int4"}], "no graph of 'int4' on 'cpu'"),
+        ("graphs", [FP32 | {"precision": "int8", "device": "cuda"}], "no graph of 'int8' on 'cuda'"),
+        ("graphs", [FP32 | {"file": "fp32/weights.bin"}], "ends in .onnx"),
+        ("graphs", [FP32 | {"file": "other.onnx"}], r"does not list \['other.onnx'\]"),
+        ("graphs", [{"precision": "fp32"}], "'device' is missing"),
+        ("graphs", [FP32 | {"device": ["cpu"]}], "device is "),
+        ("graphs", {"fp32": "fp32/cpu.onnx"}, "graphs is .* expected a list"),
+        *(
+            ("files", {name: {"size": 1, "sha256": "0" * 64}}, OUT)
+            for name in ("a\0b", "../a", "a\\b", "C:/a", "./a", "a//b", "", ".")
+        ),
+        *(("files", {name: None}, f"does not list .'{name}'.") for name in (*CPU_GRAPHS, REFERENCE_FILE)),
     ],
-    ids=range(8),
+    ids=str,
 )
-def test_graph_entries_that_no_export_writes_are_refused(random_artifact: Path, graphs: object, words: str) -> None:
-    refuse(random_artifact, manifest_of(random_artifact) | {"graphs": graphs}, words)
-
-
-def test_every_file_that_is_used_must_be_listed_by_a_plain_relative_path(random_artifact: Path) -> None:
+def test_parts_of_a_manifest_that_no_export_writes_are_named(
+    random_artifact: Path, part: str, values: Any, words: str
+) -> None:
     manifest = manifest_of(random_artifact)
-    for name in ("fp32/cpu.onnx", "fp32/native.onnx", "tokenizer.json", REFERENCE_FILE):
-        files = {other: entry for other, entry in manifest["files"].items() if other != name}
-        refuse(random_artifact, manifest | {"files": files}, f"does not list .'{name}'.")
-    for name in ("a\0b", "../a", "a\\b", "C:/a", "./a", "a//b", "", "."):
-        files = manifest["files"] | {name: manifest["files"]["tokenizer.json"]}
-        refuse(random_artifact, manifest | {"files": files}, OUT)
+    if part != "graphs":
+        values = {name: value for name, value in (manifest[part] | values).items() if value is not None}
+    refuse(random_artifact, manifest | {part: values}, words)
 
 
 @pytest.mark.parametrize(
@@ -262,10 +219,9 @@ def test_every_file_that_is_used_must_be_listed_by_a_plain_relative_path(random_
         (b'{"format_version": 1, "source": "\\ud800"}', "surrogates not allowed"),
         (b"[]", f"holds a list, not an object.*{AGAIN}"),
         (b"{}", f"format version None, this bgem3 reads .*{AGAIN} .*or install the version that wrote it"),
-        (b'{"format_version": 99}', "format version 99"),
         (b'{"format_version": true}', "format version True"),
     ],
-    ids=range(7),
+    ids=range(6),
 )
 def test_a_manifest_that_is_no_object_of_this_format_is_refused(tmp_path: Path, content: bytes, words: str) -> None:
     (tmp_path / MANIFEST).write_bytes(content)
@@ -296,10 +252,10 @@ def places(values: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]
         yield from places(value, (*path, key))
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_a_manifest_changed_anywhere_is_refused_or_shown_and_opened(
-    random_artifact: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], data: st.DataObject
+    random_artifact: Path, artifact_copy: Path, data: st.DataObject
 ) -> None:
     manifest = copy.deepcopy(manifest_of(random_artifact))
     for _ in range(data.draw(st.integers(1, 2))):
@@ -313,28 +269,22 @@ def test_a_manifest_changed_anywhere_is_refused_or_shown_and_opened(
             target[key] = data.draw(JSON_VALUES)
     with contextlib.suppress(ArtifactError):
         check_artifact(random_artifact, manifest)
-        folder = tmp_path / "artifact"
-        if not folder.exists():
-            shutil.copytree(random_artifact, folder)
-        write_manifest(folder, manifest)
-        assert main(["info", str(folder)]) == main(["info", str(folder), "--json"]) == 0
-        capsys.readouterr()
-        with BGEM3Model.load(folder, "cpu") as model:
+        write_manifest(artifact_copy, manifest)
+        assert main(["info", str(artifact_copy)]) == main(["info", str(artifact_copy), "--json"]) == 0
+        with BGEM3Model.load(artifact_copy, "cpu") as model:
             assert np.isfinite(model.encode(TEXTS).dense).all()
 
 
 # References
 
-JSON_TEXTS = {"object": b"{}", "none": b"[]", "no_utf_8": b"\xff", "nested": b"[" * 100_000}
 REFERENCES: dict[str, dict[str, NDArray[Any] | None]] = {
-    **{f"texts_{name}": {"texts": np.frombuffer(content, np.uint8)} for name, content in JSON_TEXTS.items()},
+    "texts_an_object": {"texts": np.frombuffer(b"{}", np.uint8)},
+    "texts_nested": {"texts": np.frombuffer(b"[" * 100_000, np.uint8)},
     "no_texts": {"texts": None},
     "fewer_lengths": {"n_tokens": np.array([2, 3])},
-    "dense_of_one_dimension": {"dense": np.ones(5, np.float32)},
     "dense_pickled": {"dense": np.array([None], object)},
     "fewer_vectors": {"multivector": np.ones((2, 96), np.float32)},
     "huge_shape": {"sparse_shape": np.array([2**62, 2**62])},
-    "column_beyond_the_vocabulary": {"sparse_indices": np.array([10**6])},
     "descending_indptr": {"sparse_indptr": np.array([0, 5, 2])},
 }
 
@@ -353,13 +303,12 @@ def test_a_reference_that_no_export_writes_is_refused(random_artifact: Path, tmp
         Reference.load(tmp_path)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_a_damaged_reference_is_refused_or_read(random_artifact: Path, tmp_path: Path, data: st.DataObject) -> None:
     content = bytearray((random_artifact / REFERENCE_FILE).read_bytes())
-    place = st.integers(0, len(content) - 1) | st.integers(0, 200) | st.integers(len(content) - 900, len(content) - 1)
-    for _ in range(data.draw(st.integers(1, 3))):
-        content[data.draw(place)] = data.draw(st.integers(0, 255))
+    place = st.integers(0, 200) | st.integers(len(content) - 900, len(content) - 1)
+    content[data.draw(place)] = data.draw(st.integers(0, 255))
     if data.draw(st.booleans()):
         del content[data.draw(place) :]
     (tmp_path / REFERENCE_FILE).write_bytes(content)
@@ -367,16 +316,10 @@ def test_a_damaged_reference_is_refused_or_read(random_artifact: Path, tmp_path:
         Reference.load(tmp_path)
 
 
-def test_verify_refuses_a_damaged_reference_and_that_of_another_model(
-    random_artifact: Path, folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    replaced(b"PK", REFERENCE_FILE)(folder)
-    assert main(["verify", str(folder), "--json"]) == 2
-    assert "reference.npz is not a reference" in capsys.readouterr().err
-    narrow = Reference.load(random_artifact).dense[:, :48]
-    edit_reference(random_artifact, folder, {"dense": narrow})
-    list_file(folder, REFERENCE_FILE)
-    assert main(["verify", str(folder), "--json"]) == 2
+def test_verify_refuses_the_reference_of_another_model(artifact_copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    edit_reference(artifact_copy, artifact_copy, {"dense": Reference.load(artifact_copy).dense[:, :48]})
+    list_file(artifact_copy, REFERENCE_FILE)
+    assert main(["verify", str(artifact_copy), "--json"]) == 2
     assert "dense rows of 48 numbers, the model gives 96" in capsys.readouterr().err
 
 
@@ -395,29 +338,28 @@ def set_weight(folder: Path, tensor_name: str, value: float) -> None:
 
 
 @both_kernels
-@pytest.mark.parametrize("value", [np.nan, -np.inf])
 @pytest.mark.parametrize(
-    ("tensor", "damaged"),
+    ("tensor", "value", "damaged"),
     [
-        ("embeddings.norm.weight", ["dense", "sparse", "multivector"]),
-        ("embeddings.position", []),  # of a position that no token has
-        ("layer.1.intermediate.weight", ["dense", "sparse", "multivector"]),
-        ("multivector.bias", ["multivector"]),
+        ("embeddings.norm.weight", np.nan, ["dense", "sparse", "multivector"]),
+        ("embeddings.position", np.nan, []),  # of a position that no token has
+        ("layer.1.intermediate.weight", -np.inf, ["dense", "sparse", "multivector"]),
+        ("multivector.bias", np.nan, ["multivector"]),
     ],
 )
 def test_weights_that_give_nan_are_never_taken_for_values(
-    folder: Path, tensor: str, value: float, damaged: list[str], kernels: str
+    artifact_copy: Path, tensor: str, value: float, damaged: list[str], kernels: str
 ) -> None:
-    set_weight(folder, tensor, value)
-    with load(folder, kernels=kernels) as model:
+    set_weight(artifact_copy, tensor, value)
+    with load(artifact_copy, kernels=kernels) as model:
         for output in model.outputs:
             refused = pytest.raises(ArtifactError, match=f"gives {output} values that are NaN or infinite")
             with refused if output in damaged else contextlib.nullcontext():
                 model.encode(TEXTS, [output])
 
 
-def test_weights_that_give_nan_are_found_when_the_cuda_session_warms_up(folder: Path, ran: Ran) -> None:
-    set_weight(folder, "layer.0.value.bias", np.nan)
+def test_weights_that_give_nan_are_found_when_the_cuda_session_warms_up(artifact_copy: Path, ran: Ran) -> None:
+    set_weight(artifact_copy, "layer.0.value.bias", np.nan)
     with pytest.raises(ArtifactError, match=r"fp32/cuda.onnx gives dense values that are NaN or infinite"):
-        BGEM3Model.load(folder, "cuda", "fp32")
+        BGEM3Model.load(artifact_copy, "cuda", "fp32")
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("cuda:")]

@@ -9,7 +9,9 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,19 +19,32 @@ import pyarrow.parquet
 import pytest
 
 from bgem3.runtime import BGEM3Model, Embeddings, cli
-from bgem3.runtime.cli import main
 from tests.paths import ROOT
 
 LINES = ["What is BM25?", "", "面包 为什么 会 发 起来？", "a\0b", "after\u2028a\x85separator", "\U0001f956"]
-LOCALES = {  # where the standard streams, and arguments too, are in another encoding
-    "latin-1": {"PYTHONIOENCODING": "latin-1"},
-    "ascii": {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
-}
+# the standard streams are in another encoding, and arguments in a third
+OTHER_LOCALE = {"PYTHONIOENCODING": "latin-1", "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 COMMAND = [sys.executable, "-m", "bgem3.runtime.cli"]
 CPU_FP32 = ("--device", "cpu", "--precision", "fp32")
+Main = Callable[..., SimpleNamespace]
 
 
-def run(*arguments: object, stdin: str = "", **options: Any) -> subprocess.CompletedProcess[str]:
+@pytest.fixture
+def main(capsys: pytest.CaptureFixture[str]) -> Main:
+    """The function that runs a command in this process, and returns its status and what it wrote."""
+
+    def run(*arguments: object) -> SimpleNamespace:
+        try:
+            status: object = cli.main([*map(str, arguments)])
+        except SystemExit as ended:
+            status = ended.code
+        shown = capsys.readouterr()
+        return SimpleNamespace(status=status, out=shown.out, err=shown.err)
+
+    return run
+
+
+def run_process(*arguments: object, stdin: str = "", **options: Any) -> subprocess.CompletedProcess[str]:
     """Run `bgem3` as a process of its own, in UTF-8."""
     command = [*COMMAND, *map(str, arguments)]
     settings: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "input": stdin} | options
@@ -45,13 +60,12 @@ def set_stdin(monkeypatch: pytest.MonkeyPatch, content: str) -> io.TextIOWrapper
 # What each command does
 
 
-@pytest.mark.parametrize("locale", LOCALES)
 def test_encode_and_score_read_and_write_utf_8_in_any_locale(
-    random_artifact: Path, random_model: BGEM3Model, locale: str
+    random_artifact: Path, random_model: BGEM3Model, main: Main
 ) -> None:
-    environment = os.environ | LOCALES[locale]
+    environment = os.environ | OTHER_LOCALE
     text = "".join(f"{line}\n" for line in LINES)
-    done = run("encode", random_artifact, *CPU_FP32, "--max-length", "9", stdin=text, env=environment)
+    done = run_process("encode", random_artifact, *CPU_FP32, "--max-length", "9", stdin=text, env=environment)
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in done.stdout.splitlines()]
     expected = random_model.encode(LINES, max_length=9)
@@ -63,48 +77,43 @@ def test_encode_and_score_read_and_write_utf_8_in_any_locale(
         assert row["sparse"] == pytest.approx({k: float(v) for k, v in expected.lexical_weights[i].items()}, abs=1e-5)
 
     texts = ("-q", "été", "-p", "面包", "-p", "[red] :bee:", "--weights", "1", "2", "3")
-    done = run("score", random_artifact, *CPU_FP32, *texts, "--json", env=environment)
+    done = run_process("score", random_artifact, *CPU_FP32, *texts, "--json", env=environment)
     scores = random_model.score(["été"], ["面包", "[red] :bee:"], weights=(1, 2, 3))
     for j, row in enumerate(json.loads(done.stdout)):
         assert (row["query"], row["passage"]) == ("été", texts[2 * j + 3])
         for name in ("dense", "sparse", "multivector", "hybrid"):
             assert row[name] == pytest.approx(float(getattr(scores, name)[0, j]), abs=1e-5)
-    table = run("score", random_artifact, *CPU_FP32, *texts, env=environment).stdout
+    table = main("score", random_artifact, *CPU_FP32, *texts).out
     assert all(shown in table for shown in ("été", "面包", "[red] :bee:", f"{scores.dense[0, 0]:.4f}"))
 
 
 def test_encode_reads_a_field_of_json_lines_and_writes_only_the_outputs_asked_for(
-    random_artifact: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    random_artifact: Path, tmp_path: Path, main: Main
 ) -> None:
     path = tmp_path / "corpus.jsonl"
     path.write_text("".join(json.dumps({"id": i, "body": line}) + "\n" for i, line in enumerate(LINES)))
-    assert main(["encode", str(random_artifact), str(path)]) == 2
-    assert "name the field that is the text with --text-field" in capsys.readouterr().err
-    assert main(["encode", str(random_artifact), str(path), "--text-field", "body", "--outputs", "dense"]) == 0
-    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [set(row) for row in rows] == [{"n_tokens", "truncated", "dense"}] * len(LINES)
+    assert "name the field that is the text with --text-field" in main("encode", random_artifact, path).err
+    shown = main("encode", random_artifact, path, "--text-field", "body", "--outputs", "dense").out
+    assert [set(json.loads(row)) for row in shown.splitlines()] == [{"n_tokens", "truncated", "dense"}] * len(LINES)
 
 
-@pytest.mark.parametrize("lines", [LINES, []], ids=["texts", "no_texts"])
 def test_encode_writes_files_in_chunks_of_bounded_size(
-    random_artifact: Path, random_model: BGEM3Model, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, lines: list[str]
+    random_artifact: Path, random_model: BGEM3Model, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, main: Main
 ) -> None:
-    n_texts: list[int] = []
-    encode = BGEM3Model.encode
+    expected = random_model.encode(LINES)
+    monkeypatch.setattr(cli, "CHARACTERS_PER_CHUNK", 20)
+    encode, n_texts = BGEM3Model.encode, []
 
     def counting(self: BGEM3Model, texts: list[str], *options: Any) -> Embeddings:
         n_texts.append(len(texts))
         return encode(self, texts, *options)
 
-    expected = random_model.encode(lines)
-    monkeypatch.setattr(cli, "CHARACTERS_PER_CHUNK", 20)
     monkeypatch.setattr(BGEM3Model, "encode", counting)
-    (tmp_path / "lines.txt").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    (tmp_path / "lines.txt").write_text("".join(f"{line}\n" for line in LINES), encoding="utf-8")
     for name in ("out.parquet", "out.npz", "out.jsonl"):
-        n_texts.clear()
-        command = ["encode", str(random_artifact), str(tmp_path / "lines.txt"), *CPU_FP32]
-        assert main([*command, "-o", str(tmp_path / name)]) == 0
-        assert n_texts == ([3, 2, 1] if lines else [0])
+        done = main("encode", random_artifact, tmp_path / "lines.txt", *CPU_FP32, "-o", tmp_path / name)
+        assert done.status == 0
+    assert n_texts == [3, 2, 1] * 3
     found = Embeddings.load(tmp_path / "out.npz")
     np.testing.assert_allclose(found.dense, expected.dense, atol=1e-5)
     np.testing.assert_allclose(found.multivector.packed, expected.multivector.packed, atol=1e-5)
@@ -113,54 +122,48 @@ def test_encode_writes_files_in_chunks_of_bounded_size(
     assert [row["n_tokens"] for row in rows] == expected.n_tokens.tolist()
     np.testing.assert_allclose([row["dense"] for row in rows], expected.dense.tolist(), atol=1e-5)
     assert [[k for k, _ in row["sparse"]] for row in rows] == [list(weights) for weights in expected.lexical_weights]
-    assert len((tmp_path / "out.jsonl").read_text().splitlines()) == len(lines)
+    assert len((tmp_path / "out.jsonl").read_text().splitlines()) == len(LINES)
 
 
-def test_verify_passes_a_whole_artifact_without_torch_and_reports_each_graph(demo_artifact: Path) -> None:
-    code = "import sys; from bgem3.runtime.cli import main; print(main(sys.argv[1:]), 'torch' in sys.modules)"
-    command = [sys.executable, "-c", code, "verify", str(demo_artifact), "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    shown, _, end = done.stdout.rpartition("}\n")
-    assert end == "0 False\n", done.stderr
-    reports = json.loads(shown + "}")
+def test_verify_reports_each_graph_and_fails_on_other_values_than_the_published(
+    demo_artifact: Path, main: Main
+) -> None:
+    done = main("verify", demo_artifact, "--json")
+    reports = json.loads(done.out)
     graphs = {f"{precision}/{graph}.onnx" for precision in ("fp16", "fp32") for graph in ("cuda", "cpu", "native")}
-    assert set(reports) == {*graphs, "portable/model.onnx"}
+    assert (done.status, set(reports)) == (0, {*graphs, "portable/model.onnx"})
     assert all(report["missed"] == [] for report in reports.values())
     assert "no CUDA provider" in reports["fp16/cuda.onnx"]["not_run"]
-    table = run("verify", demo_artifact, "--precision", "fp16").stdout
-    assert "not run: " in table
-    assert "passed" in table
+    done = main("verify", demo_artifact, "--precision", "fp32", "--published")
+    assert done.status == 1
+    assert all(words in done.out for words in ("not run: ", "published values", "dense"))
 
 
-def test_verify_fails_when_outputs_differ_from_the_published_values(
-    demo_artifact: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["verify", str(demo_artifact), "--precision", "fp32", "--published", "--json"]) == 1
-    report = json.loads(capsys.readouterr().out)["fp32/cpu.onnx"]
-    assert len(report["missed"]) == len(report["published"]) == 5
-    assert "published values" in report["missed"][0]
-
-
-def test_info_shows_what_the_artifact_holds(demo_artifact: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["info", str(demo_artifact), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["model"]["max_length"] == 512
-    assert main(["info", str(demo_artifact)]) == 0
-    shown = capsys.readouterr().out
+def test_info_shows_what_the_artifact_holds(demo_artifact: Path, main: Main) -> None:
+    assert json.loads(main("info", demo_artifact, "--json").out)["model"]["max_length"] == 512
+    shown = main("info", demo_artifact).out
     assert all(words in shown for words in ("fp16/weights.bin", "max_length", "against the checkpoint"))
 
 
 def test_export_exports_and_its_script_is_the_same_door(
-    demo_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    demo_checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    main: Main,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert main(["export", str(demo_checkpoint), str(tmp_path / "a"), "--precision", "fp32", "--json"]) == 0
-    shown = capsys.readouterr()
-    assert {graph["precision"] for graph in json.loads(shown.out)["graphs"]} == {"fp32"}
-    assert shown.err == ""
+    done = main("export", demo_checkpoint, tmp_path / "a", "--precision", "fp32", "--json")
+    assert {graph["precision"] for graph in json.loads(done.out)["graphs"]} == {"fp32"}
+    assert (done.status, done.err) == (0, "")
     monkeypatch.setattr(sys, "argv", ["export_model.py", str(demo_checkpoint), str(tmp_path / "a")])
-    with pytest.raises(SystemExit) as ended:
+    with pytest.raises(SystemExit, match="2"):
         runpy.run_path(str(ROOT / "scripts/export_model.py"), run_name="__main__")
-    assert ended.value.code == 2
     assert "--overwrite" in capsys.readouterr().err
+
+
+def test_every_command_has_help(main: Main) -> None:
+    for command in ("export", "encode", "score", "verify", "bench", "info"):
+        assert f" {command} [-h]" in main(command, "--help").out
 
 
 # What is refused
@@ -184,101 +187,73 @@ def test_export_exports_and_its_script_is_the_same_door(
     ],
 )
 def test_bad_input_ends_with_one_line_that_says_what_to_do(
-    random_artifact: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    arguments: str,
-    words: str,
+    random_artifact: Path, monkeypatch: pytest.MonkeyPatch, main: Main, arguments: str, words: str
 ) -> None:
     set_stdin(monkeypatch, "not json\n")
-    try:
-        status: object = main([str(random_artifact) if word == "ARTIFACT" else word for word in arguments.split()])
-    except SystemExit as ended:
-        status = ended.code
-    shown = capsys.readouterr()
-    assert (status, shown.out) == (2, "")
-    assert words in shown.err.splitlines()[-1]
-
-
-@pytest.mark.parametrize("command", ["export", "encode", "score", "verify", "bench", "info"])
-def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        main([command, "--help"])
-    assert f"usage: bgem3 {command}" in capsys.readouterr().out.replace(Path(sys.argv[0]).name, "bgem3")
+    done = main(*(random_artifact if word == "ARTIFACT" else word for word in arguments.split()))
+    assert (done.status, done.out) == (2, "")
+    assert words in done.err.splitlines()[-1]
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".npz", ".parquet"])
-def test_a_bad_byte_is_named_and_leaves_no_file(
-    random_artifact: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    suffix: str,
+def test_a_bad_byte_is_named_and_leaves_the_output_file_as_it_was(
+    random_artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, main: Main, suffix: str
 ) -> None:
     monkeypatch.setattr(cli, "TEXTS_PER_CHUNK", 2)  # some texts are encoded before the bad one is read
-    path = tmp_path / "input.txt"
+    path, output = tmp_path / "input.txt", tmp_path / f"out{suffix}"
     path.write_bytes(b"a\nb\nc\nd\ncaf\xe9\n")
-    command = ["encode", str(random_artifact), str(path), "--outputs", "dense", "--device", "cpu"]
-    assert main([*command, "-o", str(tmp_path / f"out{suffix}")]) == 2
-    shown = capsys.readouterr()
-    assert shown.out == ""
-    assert shown.err.startswith(f"bgem3: {path}, line 5 is not UTF-8: byte 0xe9 after 3 characters; ")
+    command = ("encode", random_artifact, path, "--outputs", "dense", "--device", "cpu")
+    done = main(*command, "-o", output)
+    assert (done.status, done.out) == (2, "")
+    assert done.err.startswith(f"bgem3: {path}, line 5 is not UTF-8: byte 0xe9 after 3 characters; ")
     assert list(tmp_path.iterdir()) == [path]
-    assert main(command) == 2
-    assert capsys.readouterr().out.count("n_tokens") == 4
+    output.write_bytes(b"what was there")
+    assert main(*command, "-o", output).status == 2
+    assert (len(list(tmp_path.iterdir())), output.read_bytes()) == (2, b"what was there")
+    assert main(*command).out.count("n_tokens") == 4
 
 
-@pytest.mark.parametrize("output", ["texts.txt", "../folder/texts.txt", "link.jsonl", "hard.jsonl"])
-def test_the_input_is_never_replaced_by_the_output(
-    random_artifact: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], output: str
-) -> None:
-    folder = tmp_path / "folder"
-    folder.mkdir()
-    source = folder / "texts.jsonl"
+def test_the_input_is_never_replaced_by_the_output(random_artifact: Path, tmp_path: Path, main: Main) -> None:
+    source = tmp_path / "texts.jsonl"
     source.write_bytes(b'{"text": "a"}\n')
-    (folder / "link.jsonl").symlink_to(source)
-    (folder / "hard.jsonl").hardlink_to(source)
-    target = str(folder / output.replace(".txt", ".jsonl"))
-    assert main(["encode", str(random_artifact), str(source), "--text-field", "text", "-o", target]) == 2
-    assert "is the input, too, and would be replaced; name another --output" in capsys.readouterr().err
-    assert source.read_bytes() == b'{"text": "a"}\n'
+    (tmp_path / "link.jsonl").symlink_to(source)
+    (tmp_path / "hard.jsonl").hardlink_to(source)
+    for name in ("texts.jsonl", "link.jsonl", "hard.jsonl"):
+        done = main("encode", random_artifact, source, "--text-field", "text", "-o", tmp_path / name)
+        assert "is the input, too, and would be replaced; name another --output" in done.err
+        assert source.read_bytes() == b'{"text": "a"}\n'
 
 
 def test_names_of_files_that_are_not_utf_8_are_shown_as_escapes(
-    random_artifact: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    random_artifact: Path, tmp_path: Path, main: Main
 ) -> None:
     try:
         link = tmp_path / os.fsdecode(b"caf\xe9")
         link.symlink_to(random_artifact)
     except OSError:
         pytest.skip("this file system takes no such name")
-    assert main(["info", str(link)]) == 0
-    assert "caf\\udce9" in capsys.readouterr().out
-    assert main(["score", str(link), "-q", "a", "-p", "b", "--device", "cpu"]) == 2
-    assert "not UTF-8, which ONNX Runtime cannot open; rename it" in capsys.readouterr().err
+    assert "caf\\udce9" in main("info", link).out
+    done = main("score", link, "-q", "a", "-p", "b", "--device", "cpu")
+    assert "not UTF-8, which ONNX Runtime cannot open; rename it" in done.err
 
 
 # Streams that are closed, or end early
 
 
 def test_closed_streams_are_an_error_that_says_what_to_name(
-    random_artifact: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    random_artifact: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, main: Main
 ) -> None:
-    command = ["encode", str(random_artifact), "--device", "cpu"]
+    command = ("encode", random_artifact, "--device", "cpu")
     monkeypatch.setattr(sys, "stdin", None)
-    assert main(command) == 2
-    assert "standard input is closed; name a file" in capsys.readouterr().err
+    assert "standard input is closed; name a file" in main(*command).err
     stream = set_stdin(monkeypatch, "a\n")
     monkeypatch.setattr(sys, "stdout", None)
-    assert main(command) == 2
-    assert "standard output is closed; name a file with --output" in capsys.readouterr().err
-    assert main([*command, "-o", str(tmp_path / "out.npz")]) == 0
+    assert "standard output is closed; name a file with --output" in main(*command).err
+    assert main(*command, "-o", tmp_path / "out.npz").status == 0
     assert not stream.buffer.closed
-    assert main(["info", str(random_artifact)]) == 0
+    assert main("info", random_artifact).status == 0
     monkeypatch.setattr(sys, "stderr", None)
-    assert main(["verify", str(random_artifact), "--precision", "fp32"]) == 0
-    with BGEM3Model.load(random_artifact, "cpu", "fp32") as model:
-        assert len(model.encode(["a"], show_progress=True)) == 1
+    assert main("verify", random_artifact, "--precision", "fp32").status == 0
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="pipes of POSIX")
@@ -287,18 +262,13 @@ def test_output_that_nobody_reads_is_no_error_and_keeps_the_exit_status(random_a
     reader, writer = os.pipe()
     os.close(reader)
     with os.fdopen(writer, "wb") as output:
-        for arguments in (["--help"], ["info", random_artifact, "--json"], ["info", random_artifact]):
-            done = run(*arguments, stdout=output, env=environment)
-            assert (done.returncode, done.stderr) == (0, "")
-        assert run("info", "no such folder", stderr=output, env=environment).returncode == 2
+        done = run_process("info", random_artifact, stdout=output, env=environment)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert run_process("info", "no such folder", stderr=output, env=environment).returncode == 2
     if Path("/dev/full").exists():
         with Path("/dev/full").open("wb") as output:
-            done = run("info", random_artifact, "--json", stdout=output, env=environment)
-        assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-        assert done.stderr.startswith("bgem3: ")
-    pipe = f"yes honey | head -2000 | {' '.join(COMMAND)} encode {random_artifact} | head -1"
-    read = subprocess.run(["bash", "-o", "pipefail", "-c", pipe], capture_output=True, text=True, check=False)
-    assert (read.stdout.count("\n"), "Traceback" in read.stderr, "BrokenPipe" in read.stderr) == (1, False, False)
+            done = run_process("info", random_artifact, "--json", stdout=output, env=environment)
+        assert (done.returncode, done.stderr.count("\n"), done.stderr[:7]) == (2, 1, "bgem3: ")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")

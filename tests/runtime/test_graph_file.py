@@ -1,7 +1,6 @@
 """Graph files: their declarations are read, compared with the manifest, and refused where they differ."""
 
 import contextlib
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,25 +14,16 @@ from bgem3.export import cpu_graph, cuda_graph, native_graph
 from bgem3.runtime import ArtifactError
 from bgem3.runtime.artifact import OUTPUTS, Output, check_artifact, read_artifact
 from bgem3.runtime.graph_file import ELEMENT_TYPES, INPUTS, GraphFile, check_graph
-from tests.runtime.damage import both_kernels, edit_graph, list_file, load, manifest_of
+from tests.runtime.damage import CPU_GRAPHS, TEXTS, both_kernels, edit_graph, load, manifest_of, move_weights
 
 GRAPHS = [f"{precision}/{device}.onnx" for precision in ("fp16", "fp32") for device in ("cpu", "cuda", "native")]
-TEXTS = ["", "What is BM25?", "Die Brücke ist gesperrt."]
-CPU_GRAPHS = ("fp32/cpu.onnx", "fp32/native.onnx")
-
-
-@pytest.fixture
-def folder(random_artifact: Path, tmp_path: Path) -> Path:
-    """A copy of the artifact, to be damaged."""
-    shutil.copytree(random_artifact, tmp_path / "artifact")
-    return tmp_path / "artifact"
 
 
 def declaration(data_type: int, sizes: list[object]) -> str:
     return f"{ELEMENT_TYPES[data_type]} ({', '.join(map(str, sizes))})"
 
 
-@pytest.mark.parametrize("name", [*GRAPHS, "portable/model.onnx"])
+@pytest.mark.parametrize("name", [*GRAPHS[:3], "portable/model.onnx"])
 def test_a_graph_is_read_and_pointed_to_other_weights_as_by_the_onnx_package(demo_artifact: Path, name: str) -> None:
     found, model = GraphFile(demo_artifact / name), onnx.load(demo_artifact / name, load_external_data=False)
     assert found.tensors == {t.name: declaration(t.data_type, list(t.dims)) for t in model.graph.initializer}
@@ -44,10 +34,7 @@ def test_a_graph_is_read_and_pointed_to_other_weights_as_by_the_onnx_package(dem
             sizes: list[object] = [d.dim_value if d.HasField("dim_value") else "?" for d in tensor.shape.dim]
             assert values[value.name] == declaration(tensor.elem_type, sizes)
     assert found.locations == {"weights.bin"}
-    for tensor in model.graph.initializer:
-        for entry in tensor.external_data:
-            if entry.key == "location":
-                entry.value = "größe.bin"
+    move_weights(model.graph, "größe.bin")
     assert onnx.ModelProto.FromString(found.with_locations({"weights.bin": "größe.bin"})) == model
 
 
@@ -91,33 +78,31 @@ def test_files_of_tensors_are_found_wherever_a_graph_may_have_them(tmp_path: Pat
     assert found == {*names.split(), "in_function", "default", "in_training"}
 
 
-@pytest.mark.parametrize("name", ["fp16/cpu.onnx", "fp32/native.onnx", "fp32/cuda.onnx"])
 @pytest.mark.parametrize(
     ("values", "words"),
     [
         ({"vocab_size": 900}, r"tensor embeddings.word is float(16|32) \(\d+, 96\), expected float(16|32) \(900, 96\)"),
         ({"hidden_size": 48}, r"outputs are dense float32 \(\?, 96\)"),
         ({"multivector_size": 48}, r"outputs are .*multivector float32 \(\?, 96\)"),
-        (
-            {"intermediate_size": 161},
-            r"tensor layer.0.intermediate.weight is float(16|32) \(96, 160\), expected \(96, 161\)",
-        ),
+        ({"intermediate_size": 161}, r"tensor layer.0.intermediate.weight is .* \(96, 160\), expected \(96, 161\)"),
         ({"max_length": 8192}, "tensor embeddings.position is "),
-        ({"pad_id": 4}, "tensor embeddings.position is "),
         ({"n_layers": 2}, "layers are 3, expected 2"),
-        ({"n_layers": 2**31 - 1}, "layers are 3, expected 2147483647"),
         ({"n_heads": 3}, r"heads are \[6\], expected 3"),
     ],
     ids=str,
 )
-def test_sizes_other_than_the_graphs_are_refused(
-    random_artifact: Path, name: str, values: dict[str, int], words: str
-) -> None:
+def test_sizes_other_than_the_graphs_are_refused(random_artifact: Path, values: dict[str, int], words: str) -> None:
     manifest = manifest_of(random_artifact)
     artifact = check_artifact(random_artifact, manifest | {"model": manifest["model"] | values})
-    precision, file = name.split("/")
-    with pytest.raises(ArtifactError, match=f"cannot open .*{name}: its {words}.*manifest.json says.*bgem3 verify"):
-        check_graph(artifact, random_artifact / name, precision, file.removesuffix(".onnx"))
+    for name in ("fp16/cpu.onnx", "fp32/native.onnx", "fp32/cuda.onnx"):
+        precision, file = name.split("/")
+        with pytest.raises(ArtifactError, match=f"cannot open .*{name}: its {words}.*manifest.json says.*bgem3 verify"):
+            check_graph(artifact, random_artifact / name, precision, file.removesuffix(".onnx"))
+
+
+def test_a_graph_of_another_precision_is_refused(random_artifact: Path) -> None:
+    with pytest.raises(ArtifactError, match=r"cpu.onnx: its tensor embeddings.word is float16"):
+        check_graph(read_artifact(random_artifact), random_artifact / "fp16/cpu.onnx", "fp32", "cpu")
 
 
 def widen_input(graph: onnx.GraphProto) -> None:
@@ -142,20 +127,12 @@ def without_an_output(graph: onnx.GraphProto) -> None:
     ],
 )
 def test_a_graph_of_other_inputs_or_outputs_is_refused(
-    folder: Path, edit: Callable[[onnx.GraphProto], object], words: str, kernels: str
+    artifact_copy: Path, edit: Callable[[onnx.GraphProto], object], words: str, kernels: str
 ) -> None:
     for name in CPU_GRAPHS:
-        edit_graph(folder, name, edit)
+        edit_graph(artifact_copy, name, edit)
     with pytest.raises(ArtifactError, match=rf"cannot open .*fp32/.*{words}"):
-        load(folder, kernels=kernels)
-
-
-@pytest.mark.parametrize("other", ["fp32/cuda.onnx", "fp16/cpu.onnx"])
-def test_another_graph_in_a_graphs_place_is_refused(folder: Path, other: str) -> None:
-    shutil.copy(folder / other, folder / "fp32/cpu.onnx")
-    list_file(folder, "fp32/cpu.onnx")
-    with pytest.raises(ArtifactError, match=r"cannot open .*cpu.onnx: its (inputs are|tensor embeddings.word is)"):
-        load(folder)
+        load(artifact_copy, kernels=kernels)
 
 
 def gather(output: str, row: int) -> Callable[[onnx.GraphProto], object]:
@@ -172,23 +149,24 @@ def gather(output: str, row: int) -> Callable[[onnx.GraphProto], object]:
 
 @both_kernels
 @pytest.mark.parametrize("output", OUTPUTS)
-def test_one_row_is_never_taken_for_the_rows_of_all_texts(folder: Path, output: Output, kernels: str) -> None:
+def test_one_row_is_never_taken_for_the_rows_of_all_texts(artifact_copy: Path, output: Output, kernels: str) -> None:
     for name in CPU_GRAPHS:
-        edit_graph(folder, name, gather(output, 0))
+        edit_graph(artifact_copy, name, gather(output, 0))
+    refused = pytest.raises(ArtifactError, match=rf"gives {output} of the shape \(1,")
+    with load(artifact_copy, kernels=kernels) as model, refused:
+        model.encode(TEXTS)
+
+
+def test_what_onnxruntime_fails_to_run_is_a_runtime_error(artifact_copy: Path) -> None:
+    edit_graph(artifact_copy, "fp32/cpu.onnx", gather("dense", 10**6))
     with (
-        load(folder, kernels=kernels) as model,
-        pytest.raises(ArtifactError, match=rf"gives {output} of the shape \(1,"),
+        load(artifact_copy) as model,
+        pytest.raises(RuntimeError, match=r"failed to run .*fp32/cpu.onnx .*bgem3 verify"),
     ):
         model.encode(TEXTS)
 
 
-def test_what_onnxruntime_fails_to_run_is_a_runtime_error(folder: Path) -> None:
-    edit_graph(folder, "fp32/cpu.onnx", gather("dense", 10**6))
-    with load(folder) as model, pytest.raises(RuntimeError, match=r"failed to run .*fp32/cpu.onnx .*bgem3 verify"):
-        model.encode(TEXTS)
-
-
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_a_damaged_graph_file_is_refused_or_read(demo_artifact: Path, tmp_path: Path, data: st.DataObject) -> None:
     content = bytearray((demo_artifact / "fp32/cpu.onnx").read_bytes())

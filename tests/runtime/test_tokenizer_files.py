@@ -2,28 +2,25 @@
 
 import contextlib
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bgem3.export import export_model
-from bgem3.runtime import ArtifactError, BGEM3Model, Embeddings
+from bgem3.runtime import ArtifactError, BGEM3Model
 from bgem3.runtime.artifact import MANIFEST, read_artifact
 from bgem3.runtime.tokenizer import TextTokenizer
 from tests.runtime.damage import list_file
+from tests.runtime.flagembedding.comparison import assert_same
 
 TEXTS = ["", "a", "What is BM25?", "Die Brücke ist gesperrt. " * 40, "<pad> and \u0378"]
 PADDING = {"pad_id": 1, "pad_type_id": 0, "pad_token": "<pad>"}
 STORED: dict[str, dict[str, Any]] = {
-    "padded_to_the_longest": {"padding": PADDING | {"strategy": "BatchLongest", "direction": "Right"}},
     "padded_to_64": {"padding": PADDING | {"strategy": {"Fixed": 64}, "direction": "Left", "pad_to_multiple_of": 8}},
-    "cut": {"truncation": {"direction": "Right", "max_length": 6, "strategy": "LongestFirst", "stride": 0}},
     "padded_and_cut_left": {
         "padding": PADDING | {"strategy": {"Fixed": 16}, "direction": "Left", "pad_id": 7, "pad_token": "[PAD]"},
         "truncation": {"direction": "Left", "max_length": 16, "strategy": "OnlyFirst", "stride": 1},
@@ -41,49 +38,30 @@ def edit_tokenizer(folder: Path, edit: Callable[[dict[str, Any]], object]) -> No
         list_file(folder, path.name)
 
 
-@pytest.fixture
-def folder(random_artifact: Path, tmp_path: Path) -> Path:
-    """A copy of the artifact, to be damaged."""
-    shutil.copytree(random_artifact, tmp_path / "artifact")
-    return tmp_path / "artifact"
-
-
-def encode(folder: Path) -> Embeddings:
+def encode(folder: Path) -> dict[str, Any]:
     with BGEM3Model.load(folder, "cpu", "fp32", n_threads=1) as model:
-        return model.encode(TEXTS, max_length=100)
-
-
-def assert_same(found: Embeddings, expected: Embeddings) -> None:
-    np.testing.assert_array_equal(found.n_tokens, expected.n_tokens)
-    np.testing.assert_array_equal(found.truncated, expected.truncated)
-    np.testing.assert_array_equal(found.dense, expected.dense)
-    np.testing.assert_array_equal(found.multivector.packed, expected.multivector.packed)
-    np.testing.assert_array_equal(found.sparse.toarray(), expected.sparse.toarray())
+        return model.encode(TEXTS, max_length=100).to_flag()
 
 
 @pytest.mark.parametrize("name", STORED)
 def test_padding_and_truncation_stored_in_a_tokenizer_never_matter(
-    random_artifact: Path, folder: Path, random_checkpoint: Path, tmp_path: Path, name: str
+    random_artifact: Path, artifact_copy: Path, name: str
 ) -> None:
-    edit_tokenizer(folder, lambda tokenizer: tokenizer.update(STORED[name]))
-    assert_same(encode(folder), encode(random_artifact))
-    if name == "padded_and_cut_left":
-        checkpoint = Path(shutil.copytree(random_checkpoint, tmp_path / "checkpoint"))
-        edit_tokenizer(checkpoint, lambda tokenizer: tokenizer.update(STORED[name]))
-        manifest = export_model(checkpoint, tmp_path / "exported", ("fp32",))
-        assert_same(encode(tmp_path / "exported"), encode(random_artifact))
-        expected = read_artifact(random_artifact).manifest
-        assert manifest["model"] == expected["model"]
-        assert manifest["parity"] == {graph: expected["parity"][graph] for graph in manifest["parity"]}
+    edit_tokenizer(artifact_copy, lambda tokenizer: tokenizer.update(STORED[name]))
+    assert_same(encode(artifact_copy), encode(random_artifact), 0)
+
+
+def test_padding_and_truncation_stored_in_a_checkpoint_never_matter(
+    random_artifact: Path, checkpoint_copy: Path, tmp_path: Path
+) -> None:
+    edit_tokenizer(checkpoint_copy, lambda tokenizer: tokenizer.update(STORED["padded_and_cut_left"]))
+    export_model(checkpoint_copy, tmp_path / "exported", ("fp32",))
+    assert_same(encode(tmp_path / "exported"), encode(random_artifact), 0)
 
 
 def swap_around(tokenizer: dict[str, Any]) -> None:
     single = tokenizer["post_processor"]["single"]
     single[0], single[2] = single[2], single[0]
-
-
-def without_post_processor(tokenizer: dict[str, Any]) -> None:
-    tokenizer["post_processor"] = None
 
 
 def swap_tokens(one: int, other: int) -> Callable[[dict[str, Any]], None]:
@@ -104,13 +82,6 @@ def swap_tokens(one: int, other: int) -> Callable[[dict[str, Any]], None]:
 
 def larger_vocabulary(tokenizer: dict[str, Any]) -> None:
     tokenizer["model"]["vocab"] += [[f"w{i}", -20.0] for i in range(99)]
-
-
-def added_tokens(tokenizer: dict[str, Any]) -> None:
-    tokenizer["added_tokens"] += [
-        tokenizer["added_tokens"][-1] | {"id": len(tokenizer["model"]["vocab"]) + i, "content": f"<q{i}>"}
-        for i in range(3)
-    ]
 
 
 def word_level(ids: dict[str, int]) -> Callable[[dict[str, Any]], None]:
@@ -134,32 +105,28 @@ SPECIAL = {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3}
     ("edit", "words"),
     [
         (swap_around, r"puts the tokens \[2, 0\] around a text, the manifest says CLS 0 and EOS 2"),
-        (swap_tokens(0, 2), r"puts the tokens \[2, 0\]"),
-        (without_post_processor, r"puts the tokens \[\] around"),
         (swap_tokens(1, 3), "has <pad> as token 3, the manifest says 1"),
         (swap_tokens(3, 9), "has <unk> as token 9, the manifest says 3"),
         (larger_vocabulary, r"has token ids up to \d+, the model embeds"),
-        (added_tokens, r"has token ids up to \d+, the model embeds"),
         (word_level(SPECIAL | {"bread": 10**6}), "has token ids up to 1000000, the model embeds"),
-        (word_level({"bread": 0, "<s>": 1, "<pad>": 2, "</s>": 3, "<unk>": 4}), "has <pad> as token 2"),
         (without_unknown, "cannot encode a text"),
     ],
 )
 def test_a_tokenizer_that_is_not_the_models_is_refused(
-    folder: Path, edit: Callable[[dict[str, Any]], object], words: str
+    artifact_copy: Path, edit: Callable[[dict[str, Any]], object], words: str
 ) -> None:
-    edit_tokenizer(folder, edit)
+    edit_tokenizer(artifact_copy, edit)
     with pytest.raises(ArtifactError, match=f"tokenizer.json {words}.*; export the checkpoint again"):
-        BGEM3Model.load(folder, "cpu", "fp32")
+        BGEM3Model.load(artifact_copy, "cpu", "fp32")
 
 
-def test_a_tokenizer_of_fewer_tokens_or_of_another_kind_is_taken(folder: Path) -> None:
-    edit_tokenizer(folder, word_level(SPECIAL | {"bread": 900}))
-    with BGEM3Model.load(folder, "cpu", "fp32") as model:
+def test_a_tokenizer_of_fewer_tokens_or_of_another_kind_is_taken(artifact_copy: Path) -> None:
+    edit_tokenizer(artifact_copy, word_level(SPECIAL | {"bread": 900}))
+    with BGEM3Model.load(artifact_copy, "cpu", "fp32") as model:
         assert model.encode(["bread"]).n_tokens.tolist() == [3]
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_a_damaged_tokenizer_file_is_refused_or_gives_ids_that_the_model_has(
     random_artifact: Path, tmp_path: Path, data: st.DataObject

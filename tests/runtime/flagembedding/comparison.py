@@ -6,10 +6,20 @@ import numpy as np
 import pytest
 
 # Largest absolute difference from FlagEmbedding on CPU. Both compute in float32, from the weights as stored.
-TOLERANCES = {
-    "fp32": {"embeddings": 1e-5, "scores": 2e-5},
-    "fp16": {"embeddings": 1e-5, "scores": 2e-5},
+EMBEDDINGS_TOLERANCE, SCORES_TOLERANCE = 1e-5, 2e-5
+MAX_LENGTH = 128  # tokens, of the random checkpoint
+SETTINGS: dict[str, Any] = {
+    "devices": "cpu",
+    "use_fp16": False,
+    "query_max_length": MAX_LENGTH,
+    "passage_max_length": MAX_LENGTH,
 }
+TEXTS = [
+    *("the sea", "", "面包 为什么 会 发 起来？", "<mask> is a token", "words " * 50, " ", "👍🏽 1️⃣", "one </s> two"),
+    *("Water boils at 100 °C , doesn't it ?", "I 'm sure they 've seen what we 're doing !", "a 'quoted' word . And"),
+    *("\ufeffmark", "tab\tand\nnewline\r\n", "x" * 200, "nul\0inside", "e\u0301 é"),
+]
+ALL_OUTPUTS = {"return_dense": True, "return_sparse": True, "return_colbert_vecs": True}
 
 
 def assert_same(found: Any, expected: Any, tolerance: float) -> None:

@@ -1,10 +1,8 @@
 """FlagEmbedding's own examples and milvus-model, with only the import changed."""
 
-import functools
 import importlib
 import importlib.util
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,10 +13,7 @@ import pytest
 import torch
 
 from bgem3.runtime import BGEM3FlagModel, BGEM3Model
-from tests.runtime.flagembedding.comparison import TOLERANCES, assert_same
-
-ALL_OUTPUTS = {"return_dense": True, "return_sparse": True, "return_colbert_vecs": True}
-TEXTS = ["the sea", "", "面包 为什么 会 发 起来？", "<mask> is a token", "words " * 50]
+from tests.runtime.flagembedding.comparison import ALL_OUTPUTS, SCORES_TOLERANCE, TEXTS, assert_same
 
 # FlagEmbedding's examples of M3, call by call
 
@@ -71,52 +66,25 @@ def open_by_name(module: Any, checkpoint: str, **settings: Any) -> Any:
     return module.FlagAutoModel.from_finetuned(checkpoint, **settings)
 
 
-@pytest.fixture(scope="module")
-def named_checkpoint(demo_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The demo checkpoint in a folder whose name FlagAutoModel knows."""
-    return str(shutil.copytree(demo_checkpoint, tmp_path_factory.mktemp("named") / "bge-m3"))
-
-
-@pytest.fixture(scope="module")
-def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A cache that holds the export of the first example for the others."""
-    return str(tmp_path_factory.mktemp("cache"))
-
-
 EXAMPLES = {
-    "m3_single_device": (open_by_class, embed_and_score),
-    "m3_multi_devices": (open_by_class, embed_and_score),
-    "m3_single_device_compute_score": (open_by_class, score_pairs),
-    "m3_multi_devices_compute_score": (open_by_class, score_pairs),
     "m3_single_device_ensemble": (open_by_class, mix_scores),
-    "auto_m3_single_device": (open_by_name, embed_and_score),
+    "m3_multi_devices_compute_score": (open_by_class, score_pairs),
     "auto_m3_multi_devices": (open_by_name, embed_and_score),
 }
 
 
-@pytest.fixture(scope="module")
-def example_results(named_checkpoint: str) -> Callable[..., dict[str, Any]]:
-    """The function that runs an example with FlagEmbedding, once for one and for several devices.
-
-    FlagEmbedding starts a process for each of several devices, and gives what one device gives.
-    """
-
-    @functools.cache
-    def run(open_model: Callable[..., Any], steps: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
-        return steps(open_model(importlib.import_module("FlagEmbedding"), named_checkpoint, devices="cpu"))
-
-    return run
-
-
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_flagembeddings_examples_run_with_only_the_import_changed(
-    name: str, named_checkpoint: str, cache_dir: str, example_results: Callable[..., dict[str, Any]]
+    name: str, demo_checkpoint: Path, tmp_path: Path
 ) -> None:
     open_model, steps = EXAMPLES[name]
-    settings: dict[str, Any] = {"devices": ["cpu", "cpu"] if "multi" in name else "cpu", "cache_dir": cache_dir}
-    found = steps(open_model(importlib.import_module("bgem3.runtime"), named_checkpoint, **settings))
-    tolerance = TOLERANCES["fp16"]["scores"] * (20 if steps is mix_scores else 1)  # which sums over a query's tokens
-    assert_same(found, example_results(open_model, steps), tolerance)
+    checkpoint = str(shutil.copytree(demo_checkpoint, tmp_path / "bge-m3"))  # a name that FlagAutoModel knows
+    settings = {"devices": ["cpu", "cpu"] if "multi" in name else "cpu", "cache_dir": str(tmp_path)}
+    found = steps(open_model(importlib.import_module("bgem3.runtime"), checkpoint, **settings))
+    # on several devices FlagEmbedding starts a process for each, and gives what one gives
+    expected = steps(open_model(importlib.import_module("FlagEmbedding"), checkpoint, devices="cpu"))
+    tolerance = SCORES_TOLERANCE * (20 if steps is mix_scores else 1)  # which sums over a query's tokens
+    assert_same(found, expected, tolerance)
 
 
 # milvus-model
@@ -124,16 +92,8 @@ def test_flagembeddings_examples_run_with_only_the_import_changed(
 
 def milvus_module(monkeypatch: pytest.MonkeyPatch, name: str) -> ModuleType:
     """Return milvus-model's module with its import of FlagEmbedding changed to ours, or skip without it."""
-    package = name.partition(".hybrid")[0]
-    try:
-        is_there = importlib.util.find_spec(package) is not None
-    except ModuleNotFoundError:
-        is_there = False
-    if not is_there:
-        pytest.skip(f"{package} is not installed")
-    for needed in ("datasets", "peft"):
-        if not importlib.util.find_spec(needed):
-            pytest.skip(f"{package} would install {needed} by itself")
+    for needed in ("datasets", "peft", name.partition(".hybrid")[0]):  # it would install the first two by itself
+        pytest.importorskip(needed)
     monkeypatch.setattr(FlagEmbedding, "BGEM3FlagModel", BGEM3FlagModel)  # some versions import it when called
     module = importlib.import_module(name)
     monkeypatch.setattr(module, "BGEM3FlagModel", BGEM3FlagModel, raising=False)
@@ -141,14 +101,19 @@ def milvus_module(monkeypatch: pytest.MonkeyPatch, name: str) -> ModuleType:
 
 
 @pytest.mark.parametrize("name", ["milvus_model.hybrid.bge_m3", "pymilvus.model.hybrid.bge_m3"])
-@pytest.mark.parametrize("settings", [{}, {"devices": ["cpu", "cpu"]}, {"precision": "fp32", "n_threads": 1}], ids=str)
 def test_milvus_models_embedding_function_runs_over_the_drop_in(
-    random_artifact: Path, monkeypatch: pytest.MonkeyPatch, name: str, settings: dict[str, Any]
+    random_artifact: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     module = milvus_module(monkeypatch, name)
     function = module.BGEM3EmbeddingFunction(
         model_name=str(random_artifact),
-        **({"device": "cpu", "use_fp16": False, "return_colbert_vecs": True} | settings),
+        **{
+            "device": "cpu",
+            "devices": ["cpu", "cpu"],
+            "precision": "fp32",
+            "n_threads": 1,
+            "return_colbert_vecs": True,
+        },
     )
     assert type(function.model) is BGEM3FlagModel
     model = BGEM3Model.load(random_artifact, device="cpu", precision="fp32")
