@@ -3,9 +3,10 @@
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from bgem3.runtime.artifact import MANIFEST, Artifact, ArtifactError, leads_out, verify_help
-from bgem3.runtime.onnx_proto import Message, read_messages
+from bgem3.runtime.onnx_proto import messages, read_model
 
 ELEMENT_TYPES = {1: "float32", 3: "int8", 6: "int32", 7: "int64", 10: "float16"}  # by their numbers in onnx.proto
 STORED_TYPES = {"fp32": "float32", "fp16": "float16", "int8": "int8"}
@@ -39,18 +40,15 @@ class GraphFile:
 
     def __init__(self, path: Path) -> None:
         try:
-            self._messages = read_messages(path)
-            model = self._messages[-1]
-            self.inputs, self.outputs = (_declarations(model.values("graph", side)) for side in ("input", "output"))
-            self.tensors = {
-                tensor.last("name", ""): _declaration(tensor.last("data_type", 0), tensor.values("dims"))
-                for tensor in model.values("graph", "initializer")
-            }
-            self.locations = {entry.last("value", "") for entry in self._location_entries()}
+            self._model = read_model(path)
+            graph = self._model.graph
+            self.inputs, self.outputs = map(_declarations, (graph.input, graph.output))
+            self.tensors = {tensor.name: _declaration(tensor.data_type, tensor.dims) for tensor in graph.initializer}
+            self.locations = {entry.value for entry in self._location_entries()}
             self.n_heads = {
-                message.last("i", 0)
-                for message in self._messages
-                if message.kind == "Attribute" and message.last("name", "") in ("num_heads", "n_heads")
+                attribute.i
+                for attribute in messages(self._model, "Attribute")
+                if attribute.name in ("num_heads", "n_heads")
             }
         except ValueError as error:
             raise ArtifactError(
@@ -60,13 +58,13 @@ class GraphFile:
     def with_locations(self, locations: dict[str, str]) -> bytes:
         """Return the file's content with tensors read from other files, given by the present ones."""
         for entry in self._location_entries():
-            entry.replace("value", locations[entry.last("value", "")])
-        return self._messages[-1].encode()
+            entry.value = locations[entry.value]
+        content: bytes = self._model.SerializeToString()
+        return content
 
-    def _location_entries(self) -> list[Message]:
-        tensors = [message for message in self._messages if message.kind == "Tensor"]
-        entries = [entry for tensor in tensors for entry in tensor.values("external_data")]
-        return [entry for entry in entries if entry.last("key", "") == "location"]
+    def _location_entries(self) -> Iterator[Any]:
+        for tensor in messages(self._model, "Tensor"):
+            yield from (entry for entry in tensor.external_data if entry.key == "location")
 
 
 def read_linked(path: Path) -> tuple[bytes, Path] | None:
@@ -92,7 +90,10 @@ def read_linked(path: Path) -> tuple[bytes, Path] | None:
 
 
 def check_graph(artifact: Artifact, path: Path, precision: str, kind: str) -> None:
-    """Raise ArtifactError if a graph of a kind of INPUTS reads unlisted files, or is not as the manifest says."""
+    """Raise ArtifactError if a graph reads unlisted files, or is of another model than the manifest describes.
+
+    ``kind`` is "cpu", "native" or "cuda", which decides the graph's inputs.
+    """
     if "files" not in artifact.manifest:  # the folder is being made
         return
     graph = GraphFile(path)
@@ -120,14 +121,12 @@ def check_locations(artifact: Artifact, path: Path, graph: GraphFile | None = No
             )
 
 
-def _declarations(values: list[Message]) -> dict[str, str]:
-    declared = {}
-    for value in values:
-        element_type = (value.values("type", "tensor_type", "elem_type") or [0])[-1]
-        sizes = value.values("type", "tensor_type", "shape", "dim")
-        name = value.last("name", "")
-        declared[name] = _declaration(element_type, (size.last("dim_value", 0) or "?" for size in sizes))
-    return declared
+def _declarations(values: Any) -> dict[str, str]:
+    types = {value.name: value.type.tensor_type for value in values}
+    return {
+        name: _declaration(declared.elem_type, (size.dim_value or "?" for size in declared.shape.dim))
+        for name, declared in types.items()
+    }
 
 
 def _declaration(element_type: int, sizes: Iterable[int | str]) -> str:
