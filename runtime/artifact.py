@@ -32,13 +32,7 @@ class ArtifactError(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class Artifact:
-    """An artifact folder whose manifest has been checked.
-
-    Attributes
-    ----------
-    graphs : every graph of the folder
-    manifest : the manifest as it was read
-    """
+    """An artifact folder whose manifest has been checked."""
 
     folder: Path
     spec: ModelSpec
@@ -86,19 +80,16 @@ def is_artifact(folder: Path) -> bool:
 
 
 def read_artifact(folder: str | Path, *, check_hashes: bool = False) -> Artifact:
-    """Read the manifest and check that every file it names is there and whole.
+    """Read the manifest and check that every file that it names is there and whole.
 
     Parameters
     ----------
-    folder : the artifact folder
-    check_hashes : compare every file's SHA-256 too, not only its size (reads the whole folder once)
+    check_hashes : compare every file's SHA-256, too, and not only its size; this reads the whole folder
 
     Raises
     ------
     ArtifactError
-        If the folder or manifest is missing or of another format version, the manifest holds something that no export
-        writes, a file is missing or has the wrong size (or hash, if asked), a file that would be used is not listed,
-        or a path leads out of the folder.
+        If the folder, its manifest or one of its files is not what an export writes.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -174,12 +165,9 @@ def _check_file(folder: Path, name: str, size: int, sha256: str | None) -> None:
     _check_regular(path)
     found = path.stat().st_size
     if found != size:
-        help_ = pointer_help(path) or "copy the artifact folder again or export it again"
-        raise ArtifactError(f"{path} has {found} bytes, the manifest says {size}; {help_}")
+        raise ArtifactError(f"{path} has {found} bytes, the manifest says {size}; {pointer_help(path) or COPY_AGAIN}")
     if sha256 is not None and sha256_of(path) != sha256:
-        raise ArtifactError(
-            f"{path} has another SHA-256 than the manifest says; copy the artifact folder again or export it again"
-        )
+        raise ArtifactError(f"{path} has another SHA-256 than the manifest says; {COPY_AGAIN}")
 
 
 def _check_regular(path: Path) -> None:

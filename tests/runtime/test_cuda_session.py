@@ -126,7 +126,7 @@ def test_out_of_memory_halves_the_micro_batch_and_the_budget(
     load: Load, ran: Ran, expected: Embeddings, caplog: pytest.LogCaptureFixture, error: Exception
 ) -> None:
     with load("cuda", "fp32") as model:
-        ran.error = lambda n_tokens: error if n_tokens > 300 else None
+        ran.error = lambda n_tokens: error if n_tokens > 600 else None
         with caplog.at_level(logging.WARNING):
             assert_equal(model.encode(TEXTS), expected)
         budget = session_of(model).token_budget
