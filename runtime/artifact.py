@@ -11,8 +11,15 @@ from typing import Any
 from bgem3.runtime.manifest import FORMAT_VERSION as FORMAT_VERSION
 from bgem3.runtime.manifest import OUTPUTS as OUTPUTS
 from bgem3.runtime.manifest import PRECISIONS as PRECISIONS
-from bgem3.runtime.manifest import READABLE_VERSIONS, check_reports, read_files, read_graphs, read_outputs, read_spec
-from bgem3.runtime.manifest import GraphEntry as GraphEntry
+from bgem3.runtime.manifest import (
+    READABLE_VERSIONS,
+    GraphEntry,
+    check_reports,
+    read_files,
+    read_graphs,
+    read_outputs,
+    read_spec,
+)
 from bgem3.runtime.manifest import ModelSpec as ModelSpec
 from bgem3.runtime.manifest import Output as Output
 

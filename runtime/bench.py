@@ -16,11 +16,12 @@ from rich.console import Group
 from rich.table import Column, Table
 from tqdm import tqdm
 
-from bgem3.runtime.artifact import Artifact, ModelSpec, read_artifact
+from bgem3.runtime.artifact import Artifact, read_artifact
 from bgem3.runtime.cpu_session import CpuSession
 from bgem3.runtime.cpus import available_cpus
 from bgem3.runtime.device import open_encoder
 from bgem3.runtime.machine import describe_machine, memory_in_use
+from bgem3.runtime.manifest import ModelSpec
 from bgem3.runtime.model import BGEM3Model
 from bgem3.runtime.reference import Reference
 from bgem3.runtime.tokenizer import TextTokenizer
