@@ -125,6 +125,7 @@ def test_a_result_and_a_model_that_are_dropped_are_freed_at_once(random_artifact
 
 
 def open_session(folder: Path, token_budget: int | None = None) -> tuple[BGEM3Model, CpuSession]:
+    """Load a model whose session runs one group at a time."""
     model = BGEM3Model.load(folder, "cpu", n_threads=available_cpus(), token_budget=token_budget)
     assert isinstance(model._session, CpuSession)
     return model, model._session

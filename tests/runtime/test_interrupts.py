@@ -1,7 +1,9 @@
 """Interrupts of one thread that encodes: the others go on, and later calls are not affected."""
 
 import threading
+from concurrent.futures import Future
 from functools import partial
+from typing import Any
 
 import pytest
 
@@ -37,16 +39,16 @@ def test_an_interrupt_at_any_step_of_a_call_leaves_the_others_their_results(
             assert may_end.wait(SECONDS)
             return [2 * task for task in tasks]
 
-        futures = []
+        futures: list[Future[Any]] = []
         for task in range(4):
             call = partial(coalescer, task, run)
             seen = {id(other) for other in coalescer._calls.copy()}
             interrupted = partial(interrupted_after, n_steps, error, coalescing, call)
-            futures.append(in_thread(interrupted if task == place else call))  # type: ignore[arg-type]
+            futures.append(in_thread(interrupted if task == place else call))
             while not futures[-1].done() and {id(other) for other in coalescer._calls.copy()} <= seen:
                 threading.Event().wait(0.0002)
         may_end.set()
-        value, has_so_many_steps = futures.pop(place).result(SECONDS)  # type: ignore[misc]
+        value, has_so_many_steps = futures.pop(place).result(SECONDS)
         assert value == 2 * place or (value is None and has_so_many_steps)
         assert [future.result(SECONDS) for future in futures] == [2 * i for i in range(4) if i != place], n_steps
         assert coalescer(9, run) == 18
