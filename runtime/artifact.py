@@ -172,9 +172,12 @@ def _check_file(folder: Path, name: str, size: int, sha256: str | None) -> None:
     _check_regular(path)
     found = path.stat().st_size
     if found != size:
-        raise ArtifactError(f"{path} has {found} bytes, the manifest says {size}; {pointer_help(path) or COPY_AGAIN}")
+        help_ = pointer_help(path) or "copy the artifact folder again or export it again"
+        raise ArtifactError(f"{path} has {found} bytes, the manifest says {size}; {help_}")
     if sha256 is not None and sha256_of(path) != sha256:
-        raise ArtifactError(f"{path} has another SHA-256 than the manifest says; {COPY_AGAIN}")
+        raise ArtifactError(
+            f"{path} has another SHA-256 than the manifest says; copy the artifact folder again or export it again"
+        )
 
 
 def _check_regular(path: Path) -> None:
