@@ -104,9 +104,9 @@ def test_the_provider_gets_the_options_that_the_graph_relies_on(load: Load, ran:
 def test_every_worker_warms_up_with_the_largest_micro_batch(
     load: Load, ran: Ran, cuda_graphs: bool, n_workers: int
 ) -> None:
-    with load("cuda", token_budget=2000, cuda_graphs=cuda_graphs) as model:
+    with load("cuda", token_budget=1000, cuda_graphs=cuda_graphs) as model:
         # texts of 256 tokens, one of them twice as long; then the captured graphs' lengths, for two sets of heads
-        assert ran.n_tokens == [1792] * n_workers + [16, 32, 64] * 2 * cuda_graphs
+        assert ran.n_tokens == [768] * n_workers + [16, 32, 64] * 2 * cuda_graphs
         model.encode(TEXTS * 4)
     assert len(ran.threads) == n_workers
     assert all(name.startswith("cuda:0") for name in ran.threads)
@@ -181,9 +181,9 @@ def test_an_interrupt_at_any_step_of_a_call_leaves_the_workers_to_the_others(loa
             session.run_all([batch] * 7, OUTPUTS, lambda batch, arrays: finished.append(len(arrays["dense"])))
             return len(finished)
 
-        for value in interrupted_everywhere(KeyboardInterrupt(), cuda_session, call):
+        for n_calls, value in enumerate(interrupted_everywhere(KeyboardInterrupt(), cuda_session, call)):
             assert value in (None, 7)
-            assert call() == 7
+            assert n_calls % 10 or call() == 7
         assert not session._callers
 
 

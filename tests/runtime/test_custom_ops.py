@@ -2,7 +2,6 @@
 
 import logging
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -25,8 +24,9 @@ TEXTS = ["", *SENTENCES[:8], " ".join(SENTENCES[:12])]
 
 
 @pytest.fixture(scope="module")
-def artifact(demo_checkpoint: Path, export_to_folder: Callable[..., Path]) -> Path:
-    return export_to_folder(demo_checkpoint, ("fp16", "fp32", "int8"))
+def artifacts(demo_artifact: Path, int8_artifact: Path) -> dict[str, Path]:
+    """The demo checkpoint's artifact folder for each precision."""
+    return {"fp16": demo_artifact, "fp32": demo_artifact, "int8": int8_artifact}
 
 
 def load(folder: Path, precision: str, kernels: str) -> BGEM3Model:
@@ -38,10 +38,11 @@ def load(folder: Path, precision: str, kernels: str) -> BGEM3Model:
 @pytest.mark.parametrize(("precision", "bound"), [("fp32", 1e-5), ("fp16", 1e-5), ("int8", 3e-2)])
 @pytest.mark.parametrize("kernels", ["none", *supported_kernels()])
 def test_every_kernel_gives_the_same_and_a_text_has_the_same_bits_alone_and_in_company(
-    artifact: Path, precision: str, bound: float, kernels: str
+    artifacts: dict[str, Path], precision: str, bound: float, kernels: str
 ) -> None:
     # int8 rounds otherwise in each graph; most otherwise the demo's empty text, whose rows are nearly zero
-    with load(artifact, precision, kernels) as model, load(artifact, precision, "none") as other:
+    folder = artifacts[precision]
+    with load(folder, precision, kernels) as model, load(folder, precision, "none") as other:
         together, expected = model.encode(TEXTS), other.encode(TEXTS)
         for found, right in (
             (together.dense, expected.dense),
@@ -57,9 +58,9 @@ def test_every_kernel_gives_the_same_and_a_text_has_the_same_bits_alone_and_in_c
         np.testing.assert_array_equal(model.encode(TEXTS, ("dense",)).dense, together.dense)
 
 
-def test_the_custom_graph_has_two_kinds_of_custom_operators(artifact: Path) -> None:
+def test_the_custom_graph_has_two_kinds_of_custom_operators(artifacts: dict[str, Path]) -> None:
     for precision, n_linear in (("fp16", 12), ("int8", 12), ("fp32", 0)):  # the demo has two layers
-        graph = onnx.load(artifact / precision / "native.onnx", load_external_data=False).graph
+        graph = onnx.load(artifacts[precision] / precision / "native.onnx", load_external_data=False).graph
         kinds = Counter(node.op_type for node in graph.node if node.domain == "bgem3")
         assert kinds == Counter(Linear=n_linear, PackedAttention=2)
 
@@ -68,17 +69,17 @@ def test_the_custom_graph_has_two_kinds_of_custom_operators(artifact: Path) -> N
     ("function", "reason"), [("library", "not compiled; install a C compiler"), ("best_kernels", "no kernels for this")]
 )
 def test_without_kernels_onnxruntimes_operators_serve_and_the_log_says_why(
-    artifact: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, function: str, reason: str
+    demo_artifact: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, function: str, reason: str
 ) -> None:
     monkeypatch.setattr(custom_ops, "library", lambda: Path("_kernels.so"))
     monkeypatch.setattr(custom_ops, "best_kernels", lambda: None)
     monkeypatch.setattr(custom_ops, function, lambda: None)
-    opened = read_artifact(artifact)
+    opened = read_artifact(demo_artifact)
     with caplog.at_level(logging.INFO):
         session = open_encoder(opened, device="cpu", precision="fp32")
     assert isinstance(session, CpuSession)
     assert session.kernels == "none"
     assert reason in caplog.text
-    reports = check_graphs(opened, Reference.load(artifact), precision="fp32")
+    reports = check_graphs(opened, Reference.load(demo_artifact), precision="fp32")
     assert reason in reports["fp32/native.onnx"]["not_run"]
     assert "not_run" not in reports["fp32/cpu.onnx"]
