@@ -27,11 +27,12 @@ from rich.table import Table
 
 from benchmarks.kernels import attention_kernels, kernel_seconds
 from benchmarks.peers import pytorch
-from bgem3.runtime.artifact import OUTPUTS, ModelSpec, Output, read_artifact
+from bgem3.runtime.artifact import read_artifact
 from bgem3.runtime.bench import Effort, ExactTexts, measure, passages
 from bgem3.runtime.cpus import available_cpus
 from bgem3.runtime.device import check_device, require_cuda
 from bgem3.runtime.machine import describe_machine, memory_in_use
+from bgem3.runtime.manifest import OUTPUTS, ModelSpec, Output
 from bgem3.runtime.model import BGEM3Model
 from bgem3.runtime.ort import onnxruntime_errors
 from bgem3.runtime.reference import Reference

@@ -14,9 +14,10 @@ from bgem3.export.backbone import load_backbone, load_config
 from bgem3.export.heads import load_head
 from bgem3.export.stored_tensors import read_weights
 from bgem3.export.tokenizer import load_tokenizer, special_ids
-from bgem3.runtime.artifact import OUTPUTS, ModelSpec, Output, sha256_of
+from bgem3.runtime.artifact import sha256_of
 from bgem3.runtime.checkpoint_files import HEADS, checkpoint_files, find_checkpoint, find_heads
 from bgem3.runtime.hub import CheckpointError
+from bgem3.runtime.manifest import OUTPUTS, ModelSpec, Output
 
 
 class BGEM3Torch(torch.nn.Module):

@@ -36,8 +36,8 @@ from onnx import TensorProto, helper, numpy_helper
 from bgem3.export.graph import ROW_INPUTS, TOKEN_INPUTS, Graph, make_model
 from bgem3.export.quantization import LARGEST, SMALLEST_SCALE, ZERO_POINT, parts, zero_point
 from bgem3.export.weights import Weights
-from bgem3.runtime.artifact import ModelSpec
 from bgem3.runtime.cpu_session import LONGEST_MASKED, PROBE_SIZE
+from bgem3.runtime.manifest import ModelSpec
 
 INPUTS = {
     **TOKEN_INPUTS,

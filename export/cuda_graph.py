@@ -27,7 +27,7 @@ from onnx import TensorProto
 from bgem3.export.graph import ROW_INPUTS, TOKEN_INPUTS, Graph
 from bgem3.export.quantization import parts
 from bgem3.export.weights import Weights
-from bgem3.runtime.artifact import ModelSpec
+from bgem3.runtime.manifest import ModelSpec
 
 INPUTS = {
     **TOKEN_INPUTS,

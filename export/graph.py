@@ -9,7 +9,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from bgem3.export.weights import Weights
-from bgem3.runtime.artifact import OUTPUTS, ModelSpec
+from bgem3.runtime.manifest import OUTPUTS, ModelSpec
 
 NATIVE_DOMAIN = "bgem3"
 OPSETS = {"": 20, "com.microsoft": 1}  # 20 is the first with an exact Gelu

@@ -21,7 +21,7 @@ from bgem3.export.cpu_graph import embed_tokens
 from bgem3.export.graph import ROW_INPUTS, TOKEN_INPUTS, Graph
 from bgem3.export.quantization import parts
 from bgem3.export.weights import Weights
-from bgem3.runtime.artifact import ModelSpec
+from bgem3.runtime.manifest import ModelSpec
 
 INPUTS = {**TOKEN_INPUTS, "cu_seqlens": (TensorProto.INT64, ["texts_and_1"]), **ROW_INPUTS}
 

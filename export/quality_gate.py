@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from bgem3.export.checkpoint import Checkpoint
 from bgem3.export.reference import reference_outputs
-from bgem3.runtime.artifact import OUTPUTS
+from bgem3.runtime.manifest import OUTPUTS
 from bgem3.scoring import Embeddings, MultiVectors, dense_scores, multivector_scores, sparse_scores
 from bgem3.scoring.hybrid import score_matrix
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from bgem3.runtime.artifact import ModelSpec
+from bgem3.runtime.manifest import ModelSpec
 
 Array = NDArray[np.float32]
 

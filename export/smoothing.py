@@ -17,7 +17,7 @@ import torch
 from torch.nn.functional import pad
 
 from bgem3.export.quantization import INPUTS_PER_BLOCK, Array, groups, parts, zero_point
-from bgem3.runtime.artifact import ModelSpec
+from bgem3.runtime.manifest import ModelSpec
 
 N_STEPS = 60  # steps of the fit; they bound its time
 STEP_SIZE = 0.06  # first step of a factor's logarithm; the last is 0

@@ -11,8 +11,15 @@ from typing import Any
 from bgem3.runtime.manifest import FORMAT_VERSION as FORMAT_VERSION
 from bgem3.runtime.manifest import OUTPUTS as OUTPUTS
 from bgem3.runtime.manifest import PRECISIONS as PRECISIONS
-from bgem3.runtime.manifest import READABLE_VERSIONS, check_reports, read_files, read_graphs, read_outputs, read_spec
-from bgem3.runtime.manifest import GraphEntry as GraphEntry
+from bgem3.runtime.manifest import (
+    READABLE_VERSIONS,
+    GraphEntry,
+    check_reports,
+    read_files,
+    read_graphs,
+    read_outputs,
+    read_spec,
+)
 from bgem3.runtime.manifest import ModelSpec as ModelSpec
 from bgem3.runtime.manifest import Output as Output
 
@@ -32,13 +39,7 @@ class ArtifactError(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class Artifact:
-    """An artifact folder whose manifest has been checked.
-
-    Attributes
-    ----------
-    graphs : every graph of the folder
-    manifest : the manifest as it was read
-    """
+    """An artifact folder whose manifest has been checked."""
 
     folder: Path
     spec: ModelSpec
@@ -86,19 +87,16 @@ def is_artifact(folder: Path) -> bool:
 
 
 def read_artifact(folder: str | Path, *, check_hashes: bool = False) -> Artifact:
-    """Read the manifest and check that every file it names is there and whole.
+    """Read the manifest and check that every file that it names is there and whole.
 
     Parameters
     ----------
-    folder : the artifact folder
-    check_hashes : compare every file's SHA-256 too, not only its size (reads the whole folder once)
+    check_hashes : compare every file's SHA-256, too, and not only its size; this reads the whole folder
 
     Raises
     ------
     ArtifactError
-        If the folder or manifest is missing or of another format version, the manifest holds something that no export
-        writes, a file is missing or has the wrong size (or hash, if asked), a file that would be used is not listed,
-        or a path leads out of the folder.
+        If the folder, its manifest or one of its files is not what an export writes.
     """
     folder = Path(folder)
     if not folder.is_dir():

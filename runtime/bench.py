@@ -16,11 +16,12 @@ from rich.console import Group
 from rich.table import Column, Table
 from tqdm import tqdm
 
-from bgem3.runtime.artifact import Artifact, ModelSpec, read_artifact
+from bgem3.runtime.artifact import Artifact, read_artifact
 from bgem3.runtime.cpu_session import CpuSession
 from bgem3.runtime.cpus import available_cpus
 from bgem3.runtime.device import open_encoder
 from bgem3.runtime.machine import describe_machine, memory_in_use
+from bgem3.runtime.manifest import ModelSpec
 from bgem3.runtime.model import BGEM3Model
 from bgem3.runtime.reference import Reference
 from bgem3.runtime.tokenizer import TextTokenizer
@@ -63,7 +64,7 @@ PROFILED = Effort(lengths=(16,), batches=((8, 128),), n_passages=0)  # calls who
 
 
 class ExactTexts:
-    """Makes texts of exactly a given number of tokens, CLS and EOS included, from words drawn at random.
+    """Makes texts of exactly a given number of tokens, CLS and EOS included, from random words of one token each.
 
     Parameters
     ----------
@@ -73,23 +74,13 @@ class ExactTexts:
 
     def __init__(self, tokenizer: TextTokenizer, spec: ModelSpec, sentences: Sequence[str]) -> None:
         words = sorted({word for text in sentences for word in text.split() if word.isascii() and word.isalpha()})
-        counts = tokenizer(words, spec.max_length).lengths - 2
-        self._words = [(word, n) for word, n in zip(words, counts.tolist(), strict=True) if n] or [("a", 1)]
-        self._short_words = [word for word, n in self._words if n == 1] or ["a"]
+        lengths = tokenizer(words, spec.max_length).lengths.tolist()
+        self._words = [word for word, n_tokens in zip(words, lengths, strict=True) if n_tokens == 3] or ["a"]
 
     def __call__(self, n_tokens: int, n_texts: int = 1) -> list[str]:
         """Return the same ``n_texts`` texts of ``n_tokens`` tokens in every call."""
         draw = random.Random(0)
-        return [self._text(n_tokens - 2, draw) for _ in range(n_texts)]
-
-    def _text(self, missing: int, draw: random.Random) -> str:
-        chosen = []
-        word, n_tokens = draw.choice(self._words)
-        while n_tokens <= missing:
-            chosen.append(word)
-            missing -= n_tokens
-            word, n_tokens = draw.choice(self._words)
-        return " ".join(chosen + draw.choices(self._short_words, k=max(0, missing)))
+        return [" ".join(draw.choices(self._words, k=n_tokens - 2)) for _ in range(n_texts)]
 
 
 def run_bench(
@@ -101,24 +92,12 @@ def run_bench(
     quick: bool = False,
     show_progress: bool = False,
 ) -> dict[str, Any]:
-    """Measure an artifact on one device.
-
-    Parameters
-    ----------
-    artifact : artifact folder
-    device, precision, n_threads : as for :meth:`BGEM3Model.load`
-    quick : measure less, which takes seconds
-    show_progress : show a progress bar on standard error
+    """Measure an artifact on one device, as :meth:`BGEM3Model.load` opens it; ``quick`` takes seconds.
 
     Returns
     -------
     The machine, versions and settings; ``load_s`` and ``first_call_s``; ``workloads``, the times of each;
     ``memory_mib``; and ``time_shares``, by workload the share of each step or operator in the time of one call.
-
-    Raises
-    ------
-    ArtifactError, ValueError, RuntimeError
-        As :meth:`BGEM3Model.load`.
     """
     start = time.perf_counter()
     with BGEM3Model.load(artifact, device, precision, n_threads) as model:

@@ -13,12 +13,14 @@ from typing import Any
 from rich.table import Table
 from tqdm import tqdm
 
-from bgem3.runtime.artifact import OUTPUTS, PRECISIONS, read_artifact
+from bgem3.runtime.arguments import check_whole_number
+from bgem3.runtime.artifact import read_artifact
 from bgem3.runtime.bench import bench_table
 from bgem3.runtime.bench import run_bench as measure
 from bgem3.runtime.console import complain, flush_output, has_progress, info_table, parity_table, show, write_utf8
 from bgem3.runtime.device import check_device
-from bgem3.runtime.model import BGEM3Model, check_whole_number
+from bgem3.runtime.manifest import OUTPUTS, PRECISIONS
+from bgem3.runtime.model import BGEM3Model
 from bgem3.runtime.parity import check_graphs
 from bgem3.runtime.published_values import HUB_ID
 from bgem3.runtime.reference import Reference

@@ -46,18 +46,10 @@ class RequestCoalescer(Generic[Task, Result]):
         self._calls: list[_Call[Task, Result]] = []  # in order of arrival; those that are over leave
 
     def __call__(self, task: Task, run: Callable[[list[Task]], list[Result]]) -> Result:
-        """Run a task, alone or in a group, and return its result.
-
-        A signal handler that interrupts a call of the same thread runs its task alone, because that call can end only
-        after it.
-
-        Parameters
-        ----------
-        run : runs the tasks of a group and returns their results in order
-        """
+        """Run a task, alone or in a group, and return its result; ``run`` takes the tasks of a group."""
         thread = threading.get_ident()
         if any(other.caller.thread == thread and not other.caller.is_over for other in self._calls.copy()):
-            return run([task])[0]
+            return run([task])[0]  # for a signal handler: the call that it interrupts can end only after it
         call: _Call[Task, Result] = _Call(task, _Caller(thread))
         group: list[_Call[Task, Result]] = []
         try:
@@ -92,12 +84,9 @@ class RequestCoalescer(Generic[Task, Result]):
 
     def _has_room(self, call: "_Call[Task, Result]") -> bool:
         """Tell whether another group may run, besides those that run and those that earlier calls will start."""
-        n_earlier = 0
-        for other in self._calls.copy():
-            if other is call:
-                break
-            n_earlier += not other.caller.is_over and (other.leader is None or other.leader is other.caller)
-        return n_earlier < self._n_at_once
+        calls = self._calls.copy()
+        earlier = [other for other in calls[: calls.index(call)] if not other.caller.is_over]
+        return sum(other.leader in (None, other.caller) for other in earlier) < self._n_at_once
 
     def _gather(self, call: "_Call[Task, Result]", group: "list[_Call[Task, Result]]") -> None:
         """Fill the group that a call leads: with itself, then with the waiting calls that fit, in order of arrival."""
@@ -135,20 +124,13 @@ class _Caller:
 
 @dataclass(eq=False)
 class _Call(Generic[Task, Result]):
-    """A call's task and its state.
-
-    Attributes
-    ----------
-    claims : the callers that claimed to run the task; the first of them runs it
-    results : the result, once there is one
-    bell : wakes the call
-    """
+    """A call's task and its state."""
 
     task: Task
     caller: _Caller
-    claims: list[_Caller] = field(default_factory=list)
-    results: list[Result] = field(default_factory=list)
-    bell: "SimpleQueue[None]" = field(default_factory=SimpleQueue)
+    claims: list[_Caller] = field(default_factory=list)  # the first of these callers runs the task
+    results: list[Result] = field(default_factory=list)  # one, or none yet
+    bell: "SimpleQueue[None]" = field(default_factory=SimpleQueue)  # wakes the call
 
     @property
     def leader(self) -> _Caller | None:

@@ -3,8 +3,10 @@
 import os
 import re
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
+CGROUP = re.compile(r"^[0-9]+:([^:\n]*):(/.*)$", re.MULTILINE)  # controllers (none: cgroup v2), path
+MOUNT = re.compile(r"^\S+ \S+ \S+ (/\S*) (/\S*) .* - (cgroup2?) \S* (\S+)$", re.MULTILINE)  # root, point, type, options
 QUOTA = re.compile(r"\s*([1-9][0-9]{0,17})\s+([1-9][0-9]{0,17})\s*")  # CPU time in each period, and the period
 
 
@@ -19,7 +21,7 @@ def available_cpus(*, root: Path = Path("/")) -> int:
 
     Parameters
     ----------
-    root : folder that holds ``proc/self/cgroup`` and ``sys/fs/cgroup``
+    root : folder in which ``proc/self/cgroup``, ``proc/self/mountinfo`` and the mount points are looked up
 
     Returns
     -------
@@ -30,7 +32,7 @@ def available_cpus(*, root: Path = Path("/")) -> int:
 
 
 def _quotas(root: Path) -> Iterator[int]:
-    """Yield the quotas, in whole CPUs, of this process's cgroup and of those around it."""
+    """Yield the quotas, in whole CPUs, of this process's cgroup and of the cgroups around it."""
     for folder in _cgroup_folders(root):
         v1 = f"{_read(folder / 'cpu.cfs_quota_us')} {_read(folder / 'cpu.cfs_period_us')}"
         for quota in (_read(folder / "cpu.max"), v1):
@@ -39,17 +41,27 @@ def _quotas(root: Path) -> Iterator[int]:
 
 
 def _cgroup_folders(root: Path) -> Iterator[Path]:
-    """Yield the folders of this process's cgroup and of those around it, in each hierarchy that may limit CPUs.
+    """Yield the folders of this process's cgroup and of the cgroups around it, in each hierarchy that limits CPUs."""
+    mounts = MOUNT.findall(_read(root / "proc/self/mountinfo"))
+    for controllers, cgroup in CGROUP.findall(_read(root / "proc/self/cgroup")):
+        for mount_root, mount_point, filesystem, options in mounts:
+            is_v2 = not controllers and filesystem == "cgroup2"
+            is_v1 = "cpu" in controllers.split(",") and "cpu" in options.split(",")
+            if is_v2 or is_v1:
+                inside = _inside(PurePosixPath(cgroup), _unescape(mount_root))
+                top = root / _unescape(mount_point).lstrip("/")
+                yield from (top / path for path in (inside, *inside.parents))
 
-    A container may see the host's path of its cgroup, and its own cgroup at the top of the hierarchy.
-    """
-    for line in _read(root / "proc/self/cgroup").splitlines():
-        _, controllers, path = [*line.split(":", 2), "", ""][:3]
-        if controllers and "cpu" not in controllers.split(","):
-            continue
-        top = root / "sys/fs/cgroup" / ("cpu" if controllers else "")
-        cgroup = top if ".." in path else top / path.lstrip("/")  # "..": it was moved out of its namespace
-        yield from (folder for folder in (cgroup, *cgroup.parents) if folder.is_relative_to(top))
+
+def _inside(cgroup: PurePosixPath, mount_root: str) -> PurePosixPath:
+    """Return a cgroup's path below a mount; the mount itself if the cgroup lies outside, as a container may see it."""
+    path = cgroup.relative_to(mount_root) if cgroup.is_relative_to(mount_root) else PurePosixPath()
+    return PurePosixPath() if ".." in path.parts else path
+
+
+def _unescape(path: str) -> str:
+    """Undo mountinfo's octal escapes: space, tab, newline and backslash."""
+    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), path)
 
 
 def _read(path: Path) -> str:

@@ -34,12 +34,9 @@ def open_cuda_session(path: Path, device_id: int, memory_limit: int | None, cuda
 
     Raises
     ------
-    DeviceMemoryError
-        If the weights do not fit the device's free memory.
-    ArtifactError
-        If ONNX Runtime cannot read the graph.
-    RuntimeError
-        If a part of the graph cannot run on the device.
+    DeviceMemoryError, ArtifactError, RuntimeError
+        If the weights do not fit the device's free memory, ONNX Runtime cannot read the graph, or a part of the graph
+        cannot run on the device.
     """
     preload_libraries()
     try:
@@ -62,7 +59,6 @@ def open_cuda_session(path: Path, device_id: int, memory_limit: int | None, cuda
 
 def provider_options(device_id: int, memory_limit: int | None = None, cuda_graphs: bool = False) -> dict[str, Any]:
     """Return the CUDA provider's options; this module's docstring gives the reasons."""
-    limit = {} if memory_limit is None else {"gpu_mem_limit": memory_limit}
     return {
         "device_id": device_id,
         "arena_extend_strategy": "kSameAsRequested",
@@ -70,7 +66,7 @@ def provider_options(device_id: int, memory_limit: int | None = None, cuda_graph
         "enable_skip_layer_norm_strict_mode": 1,
         "use_tf32": 0,
         "enable_cuda_graph": int(cuda_graphs),
-        **limit,
+        **({} if memory_limit is None else {"gpu_mem_limit": memory_limit}),
     }
 
 

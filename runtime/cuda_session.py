@@ -4,6 +4,7 @@ Two worker threads share the session, and ONNX Runtime gives each its own CUDA s
 the other's arrays are copied, and the caller's thread tokenizes and packs the next ones.
 """
 
+import contextlib
 import logging
 import threading
 from collections import deque
@@ -73,6 +74,8 @@ class CudaSession:
         self._worker = _Worker(device_id)
         self._bindings: list[Any] = []  # of all workers, so that a forked process does not destroy them
         leave_to_parent(self)
+        self._running = threading.Semaphore(self._n_workers)  # one permit for each run; all of them for a run alone
+        self._alone = threading.Lock()  # or else two workers could wait for each other's permit
         self._callers: set[int] = set()  # threads within run_all
         self._is_closed = False
         try:
@@ -88,14 +91,8 @@ class CudaSession:
     def run_all(self, batches: Iterable[PackedBatch], outputs: tuple[Output, ...], finish: Finish) -> None:
         """Encode micro-batches, and call ``finish`` in the workers' threads, as :class:`EncoderSession` says.
 
-        Where the device's memory does not suffice for a micro-batch, ``finish`` gets it in parts.
-
-        Raises
-        ------
-        DeviceMemoryError
-            If the device's memory does not suffice for one text alone.
-        RuntimeError
-            If the session is closed, or if this thread is within this method already.
+        Where the device's memory does not suffice for a micro-batch, ``finish`` gets it in parts. If it does not
+        suffice for one text alone, raise DeviceMemoryError. Within this method, a thread cannot call it again.
         """
         caller = threading.get_ident()
         if caller in self._callers:
@@ -141,12 +138,17 @@ class CudaSession:
             raise RuntimeError(CLOSED)
         n_texts, n_tokens = len(batch.text_index), len(batch.token_ids)
         if n_texts == 1 or n_tokens <= self.token_budget:
-            arrays = self._run_in_memory(batch, outputs)
+            with self._running:
+                arrays = self._run_in_memory(batch, outputs)
+            if arrays is None and n_texts == 1:
+                arrays = self._run_alone(batch, outputs)
             if arrays is not None:
                 check_arrays(arrays, output_shapes(self._spec, n_texts, n_tokens), self._path)
                 finish(batch, arrays)
                 return
-            self._lower_budget(n_texts, n_tokens)
+            self.token_budget = max(1, min(self.token_budget, n_tokens // 2))
+            state = self._memory_state()
+            logger.warning("%s; micro-batches hold at most %d tokens from here on", state, self.token_budget)
         half = n_texts // 2
         self._encode(batch.texts(0, half), outputs, finish)
         self._encode(batch.texts(half, n_texts), outputs, finish)
@@ -161,34 +163,43 @@ class CudaSession:
         self._worker.releases_memory = True
         return None
 
-    def _lower_budget(self, n_texts: int, n_tokens: int) -> None:
-        """Lower the token budget after a micro-batch that was too large; raise DeviceMemoryError if it was one text."""
-        free, total = device_memory(self._device_id)
-        state = f"{self.device} ran out of memory ({free / 1e9:.2f} of {total / 1e9:.2f} GB free)"
-        if n_texts == 1:
+    def _run_alone(self, batch: PackedBatch, outputs: tuple[Output, ...]) -> Arrays:
+        """Run one text while no other worker runs; raise DeviceMemoryError if the memory does not suffice either."""
+        with self._alone, contextlib.ExitStack() as stack:
+            for _ in range(self._n_workers):
+                stack.enter_context(self._running)
+            arrays = self._run_in_memory(batch, outputs)
+        if arrays is None:
             raise DeviceMemoryError(
-                f"{state} on one text of {n_tokens} tokens; encode with a lower max_length, give the model more of the "
-                "device's memory, or load it with device='cpu'"
+                f"{self._memory_state()} on one text of {len(batch.token_ids)} tokens; encode with a lower max_length, "
+                "give the model more of the device's memory, or load it with device='cpu'"
             )
-        self.token_budget = max(1, min(self.token_budget, n_tokens // 2))
-        logger.warning("%s; micro-batches hold at most %d tokens from here on", state, self.token_budget)
+        return arrays
+
+    def _memory_state(self) -> str:
+        free, total = device_memory(self._device_id)
+        return f"{self.device} ran out of memory ({free / 1e9:.2f} of {total / 1e9:.2f} GB free)"
 
     def _run(self, batch: PackedBatch, outputs: tuple[Output, ...]) -> Arrays:
         n_texts, n_tokens = len(batch.text_index), len(batch.token_ids)
         if self._graphs is not None and n_texts == 1 and n_tokens <= GRAPH_LENGTHS[-1]:
             return self._replay(batch, outputs)
-        binding = self._worker_binding()
+        worker = self._worker
+        if worker.binding is None:
+            worker.binding = self._session.io_binding()
+            self._bindings.append(worker.binding)
+        worker.binding.clear_binding_outputs()
         feeds = packed_feeds(batch, outputs)
         for name in self._input_names:
-            staged = self._worker.buffers.array(name, feeds[name].shape, feeds[name].dtype)
+            staged = worker.buffers.array(name, feeds[name].shape, feeds[name].dtype)
             staged[...] = feeds[name]
-            binding.bind_cpu_input(name, staged)
+            worker.binding.bind_cpu_input(name, staged)
         arrays: Arrays = {}
         shapes = output_shapes(self._spec, n_texts, n_tokens)
         for name in outputs:
-            arrays[name] = self._worker.buffers.array(name, shapes[name], np.float32)
-            binding.bind_output(name, "cpu", 0, np.float32, shapes[name], arrays[name].ctypes.data)
-        self._session.run_with_iobinding(binding, self._run_options())
+            arrays[name] = worker.buffers.array(name, shapes[name], np.float32)
+            worker.binding.bind_output(name, "cpu", 0, np.float32, shapes[name], arrays[name].ctypes.data)
+        self._session.run_with_iobinding(worker.binding, self._run_options())
         return arrays
 
     def _replay(self, batch: PackedBatch, outputs: tuple[Output, ...]) -> Arrays:
@@ -207,15 +218,6 @@ class CudaSession:
         arrays = graph.run(feeds)
         n_rows = output_rows(1, n_tokens)
         return {name: arrays[name][: n_rows[name]] for name in outputs}
-
-    def _worker_binding(self) -> Any:
-        """Return this worker's binding, with no output bound."""
-        worker = self._worker
-        if worker.binding is None:
-            worker.binding = self._session.io_binding()
-            self._bindings.append(worker.binding)
-        worker.binding.clear_binding_outputs()
-        return worker.binding
 
     def _run_options(self) -> Any:
         """Return the options of a run without capture; the first run after running out of memory shrinks the arena."""
@@ -236,14 +238,12 @@ class CudaSession:
         length = max(2, min(512, self._spec.max_length // SLOTS_PER_TOKEN, self.token_budget))
         lengths = np.full(max(1, self.token_budget // length + 1 - SLOTS_PER_TOKEN), length)
         lengths[0] *= SLOTS_PER_TOKEN  # the padded layout is as large as it may be
-        self._discard([lengths] * self._n_workers, self._outputs)
+        runs = [([lengths] * self._n_workers, self._outputs)]
         if self._graphs is not None:
-            for outputs in (self._outputs, OUTPUTS[:1]):
-                self._discard([np.array([min(length, self._spec.max_length)]) for length in GRAPH_LENGTHS], outputs)
-
-    def _discard(self, lengths: list[NDArray[np.int64]], outputs: tuple[Output, ...]) -> None:
-        """Run micro-batches of texts of these lengths, for their effect on the device alone."""
-        self.run_all([self._filler(of_batch) for of_batch in lengths], outputs, lambda batch, arrays: None)
+            short = [np.array([min(length, self._spec.max_length)]) for length in GRAPH_LENGTHS]
+            runs += [(short, self._outputs), (short, OUTPUTS[:1])]
+        for of_batches, outputs in runs:
+            self.run_all([self._filler(of_batch) for of_batch in of_batches], outputs, lambda batch, arrays: None)
 
     def _filler(self, lengths: NDArray[np.int64]) -> PackedBatch:
         """Make a micro-batch of texts of these lengths."""

@@ -48,13 +48,21 @@ def open_encoder(
                 raise ValueError(f"{name} is for CUDA, found it with device='cpu'; leave it out")
     elif device != "auto":
         require_cuda(device)
-    why_cpu = _why_not_cuda(artifact, precision) if device == "auto" else None
+    why_cpu = None
+    if device == "auto" and artifact.find_graph(precision, "cuda"):
+        why_cpu = cuda_runtime.why_unavailable()
+    elif device == "auto":
+        why_cpu = f"the artifact has no CUDA graph for {precision or 'any precision'}"
     session: EncoderSession
     if device == "cpu" or why_cpu:
         graph, kernels = _choose_cpu_graph(artifact, precision, kernels)
-        n_threads = n_threads or available_cpus()
         session = CpuSession(
-            artifact, graph, n_threads=n_threads, token_budget=token_budget, kernels=kernels, profile=profile
+            artifact,
+            graph,
+            n_threads=n_threads or available_cpus(),
+            token_budget=token_budget,
+            kernels=kernels,
+            profile=profile,
         )
     else:
         graph = artifact.graph(precision, "cuda")
@@ -105,10 +113,3 @@ def require_cuda(device: str) -> None:
 def device_number(device: str) -> int:
     """Return N of "cuda:N", 0 of a name without a number."""
     return int(device.partition(":")[2] or 0)
-
-
-def _why_not_cuda(artifact: Artifact, precision: str | None) -> str | None:
-    """Return the reason why device "auto" cannot take CUDA, or None if it can."""
-    if artifact.find_graph(precision, "cuda") is None:
-        return f"the artifact has no CUDA graph for {precision or 'any precision'}"
-    return cuda_runtime.why_unavailable()

@@ -35,10 +35,8 @@ class EncoderSession(Protocol):
 
         Raises
         ------
-        RuntimeError
-            If the session is closed, or ONNX Runtime cannot run a micro-batch.
-        ArtifactError
-            If an output has another shape than it must have, or is not finite.
+        RuntimeError, ArtifactError
+            If the session is closed or ONNX Runtime fails, or an output has a wrong shape or is not finite.
         """
 
     def close(self) -> None:

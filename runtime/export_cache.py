@@ -8,9 +8,10 @@ from pathlib import Path
 from filelock import FileLock
 from platformdirs import user_cache_path
 
-from bgem3.runtime.artifact import FORMAT_VERSION, is_artifact
+from bgem3.runtime.artifact import is_artifact
 from bgem3.runtime.checkpoint_files import checkpoint_hash, find_checkpoint
 from bgem3.runtime.hub import is_unwritable
+from bgem3.runtime.manifest import FORMAT_VERSION
 
 EXPORT_NEEDS = ("torch", "transformers", "onnx", "optimum", "onnxruntime")
 

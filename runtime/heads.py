@@ -38,12 +38,12 @@ def output_rows(n_texts: Any, n_tokens: Any) -> dict[Output, Any]:
 
 def output_shapes(spec: ModelSpec, n_texts: int, n_tokens: int) -> dict[Output, tuple[int, ...]]:
     """Return the shape of each output: dense (B, D), sparse (T,), multivector (T - B, M)."""
-    widths: dict[Output, tuple[int, ...]] = {
-        "dense": (spec.hidden_size,),
-        "sparse": (),
-        "multivector": (spec.multivector_size,),
+    n_rows = output_rows(n_texts, n_tokens)
+    return {
+        "dense": (n_rows["dense"], spec.hidden_size),
+        "sparse": (n_rows["sparse"],),
+        "multivector": (n_rows["multivector"], spec.multivector_size),
     }
-    return {name: (n_rows, *widths[name]) for name, n_rows in output_rows(n_texts, n_tokens).items()}
 
 
 def check_arrays(arrays: Arrays, shapes: dict[Output, tuple[int, ...]], path: Path) -> None:

@@ -16,25 +16,25 @@ MIB = 1 << 20
 
 
 def describe_machine(device: str, packages: Sequence[str] = ("bgem3", "numpy", "tokenizers")) -> dict[str, Any]:
-    """Return the names of the device and the processor, and the versions of Python, ONNX Runtime and packages."""
+    """Return the names of the device and the processor, and the versions of Python, ONNX Runtime and packages.
+
+    On CUDA, ``gpu`` has the device's name and memory, and the newest CUDA version that its driver runs.
+    """
     versions = {name: version(name) for name in packages}
     versions["onnxruntime"] = import_onnxruntime().__version__  # the package may be onnxruntime-gpu
-    described = {
+    described: dict[str, Any] = {
         "device": device,
         "processor": processor_name(),
         "platform": platform.platform(),
         "versions": {"python": platform.python_version(), **versions},
     }
-    return described | (describe_gpu(device_number(device)) if device.startswith("cuda") else {})
-
-
-def describe_gpu(device_id: int) -> dict[str, Any]:
-    """Return a CUDA device's name and memory, and the newest CUDA version that its driver runs."""
-    cudart = import_cudart()
-    properties = checked(cudart.cudaGetDeviceProperties(device_id), f"describing cuda:{device_id}")
-    driver = checked(cudart.cudaDriverGetVersion(), "asking for the driver's version")
-    memory = properties.totalGlobalMem // MIB
-    return {"gpu": {"name": properties.name.decode(), "memory_mib": memory, "driver_cuda": driver}}
+    if device.startswith("cuda"):
+        cudart = import_cudart()
+        properties = checked(cudart.cudaGetDeviceProperties(device_number(device)), f"describing {device}")
+        driver = checked(cudart.cudaDriverGetVersion(), "asking for the driver's version")
+        memory = properties.totalGlobalMem // MIB
+        described["gpu"] = {"name": properties.name.decode(), "memory_mib": memory, "driver_cuda": driver}
+    return described
 
 
 def processor_name() -> str:

@@ -154,8 +154,7 @@ def read_graphs(manifest: dict[str, Any], files: Files) -> tuple[GraphEntry, ...
 
 
 def _read_graph(values: Any) -> GraphEntry:
-    names = ["precision", "device", "operators", "file"]
-    names += ["probe"] if "probe" in values else []
+    names = ["precision", "device", "operators", "file", *(["probe"] if "probe" in values else [])]
     graph = GraphEntry(**{name: entry(values, name, str) for name in names})
     for file in (graph.file, graph.probe or graph.file):
         if not file.endswith(".onnx"):
@@ -168,11 +167,11 @@ def _graphs_of_version_1(entries: list[Any], files: Files) -> list[Any]:
     graphs: list[Any] = []
     for values in entries:
         file, device = entry(values, "file", str), entry(values, "device", str)
-        native, probe = (str(PurePosixPath(file).with_name(name)) for name in (CUSTOM_GRAPH, PROBE_GRAPH))
+        custom, probe = (str(PurePosixPath(file).with_name(name)) for name in (CUSTOM_GRAPH, PROBE_GRAPH))
         has_probe = device == "cpu" and probe in files
         graphs.append(values | {"operators": "onnxruntime"} | ({"probe": probe} if has_probe else {}))
-        if device == "cpu" and native in files:
-            graphs.append(values | {"operators": "bgem3", "file": native})
+        if device == "cpu" and custom in files:
+            graphs.append(values | {"operators": "bgem3", "file": custom})
     if PORTABLE_GRAPH in files:
         graphs.append({"precision": "fp32", "device": "cpu", "operators": "standard", "file": PORTABLE_GRAPH})
     return graphs

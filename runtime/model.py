@@ -5,7 +5,6 @@ import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Literal, NoReturn
 
 from tqdm import tqdm
@@ -211,21 +210,10 @@ class BGEM3Model:
         max_length: int | None = None,
         show_progress: bool = False,
     ) -> Scores:
-        """Score (query, passage) pairs one by one; each distinct text is encoded once.
+        """Score N (query, passage) pairs one by one, and return Scores of (N,) float32 arrays.
 
-        Parameters
-        ----------
-        pairs : N pairs of texts
-        weights, max_length, show_progress : as in :meth:`score`
-
-        Returns
-        -------
-        Scores of (N,) float32 arrays
-
-        Raises
-        ------
-        TypeError, ValueError, RuntimeError
-            As :meth:`score`, and ValueError for something that is not a pair.
+        Each distinct text is encoded once. The other parameters and the errors are those of :meth:`score`; something
+        that is not a pair raises ValueError.
         """
         weights = check_weights(weights)
         queries, passages = split_pairs(pairs)
@@ -253,9 +241,7 @@ class BGEM3Model:
     def __enter__(self) -> "BGEM3Model":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def _open_session(self) -> EncoderSession:

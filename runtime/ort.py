@@ -35,13 +35,7 @@ def onnxruntime_errors() -> tuple[type[Exception], ...]:
 
 
 def open_cpu_session(path: Path, n_threads: int, **options: Any) -> Any:
-    """Open a graph on the CPU; the options are those of :func:`make_session`.
-
-    Raises
-    ------
-    ArtifactError
-        If ONNX Runtime cannot open the graph.
-    """
+    """Open a graph on the CPU as :func:`make_session` does; raise ArtifactError if ONNX Runtime cannot open it."""
     try:
         return make_session(path, n_threads, providers=["CPUExecutionProvider"], **options)
     except onnxruntime_errors() as error:
@@ -64,7 +58,7 @@ def make_session(
     settings : session config entries
     operators : shared library of custom operators
     profile : prefix of a file for the time of each operator
-    arguments : further arguments of ``onnxruntime.InferenceSession``
+    arguments : of ``onnxruntime.InferenceSession``
     """
     try:
         str(path).encode()

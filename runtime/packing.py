@@ -55,7 +55,7 @@ def plan_batches(
 
     Yields
     ------
-    int64 arrays (B,) of text indices, which together hold every text once
+    int64 arrays (B,) of positions in ``lengths``
     """
     order = np.argsort(-lengths, kind="stable")
     lengths = lengths[order]

@@ -1,18 +1,15 @@
 """Parity: the comparison of an artifact's graphs with the outputs of its checkpoint."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from bgem3.runtime import cuda_runtime, custom_ops
 from bgem3.runtime.artifact import COPY_AGAIN, REFERENCE_FILE, Artifact, ArtifactError
 from bgem3.runtime.device import open_encoder
-from bgem3.runtime.manifest import GraphEntry
 from bgem3.runtime.model import BGEM3Model
 from bgem3.runtime.portable_graph import MAX_TOKENS, encode_portable
-from bgem3.runtime.published_values import VALUES, compare_published, missed_published
+from bgem3.runtime.published_values import TOLERANCE, compare_published, missed_published
 from bgem3.runtime.reference import Reference
 from bgem3.scoring import Embeddings
 
@@ -40,58 +37,45 @@ def check_graphs(
 ) -> dict[str, dict[str, Any]]:
     """Compare every graph of a precision with the reference; None takes all, and the portable graph too.
 
-    Parameters
-    ----------
-    has_published_values : compare with the values that BGE-M3's authors published, too
+    ``has_published_values`` compares with the values that BGE-M3's authors published, too.
 
     Returns
     -------
-    The reports of :func:`judge` by the graph's file. A graph that cannot run here gets a report with the reason as
-    ``not_run``.
+    The reports of :func:`judge` by the graph's file. A graph that cannot run here has the reason as ``not_run``.
     """
     reports: dict[str, dict[str, Any]] = {}
-    for graph, why_not in _graphs(artifact, precision):
-        if why_not is None and graph.operators == "standard":
+    why_not = {"cuda": cuda_runtime.why_unavailable(), "bgem3": custom_ops.why_unavailable()}
+    for graph in artifact.graphs:
+        if precision is not None and (precision != graph.precision or graph.operators == "standard"):
+            continue
+        if graph.operators == "standard":
             short = reference.head(MAX_TOKENS)
             found = encode_portable(artifact, short.texts, show_progress=show_progress)
             reports[graph.file] = judge(found, short, graph.precision)
             continue
         try:
-            if why_not:
-                raise RuntimeError(why_not)
-            model = _open_model(artifact, graph, n_threads)
+            reason = why_not.get(graph.device) or why_not.get(graph.operators)
+            if reason:
+                raise RuntimeError(reason)
+            session = open_encoder(
+                artifact,
+                device=graph.device,
+                precision=graph.precision,
+                n_threads=n_threads,
+                kernels="auto" if graph.operators == "bgem3" else "none",
+            )
         except RuntimeError as error:  # the device cannot be used; a wrong graph raises ArtifactError
             reports[graph.file] = {"not_run": str(error), "missed": []}
             continue
-        with model:
-            reports[graph.file] = check_parity(model, reference, show_progress=show_progress)
-            if has_published_values and model.precision in VALUES:
+        with BGEM3Model(artifact, session) as model:
+            found = model.encode(reference.texts, show_progress=show_progress)
+            reports[graph.file] = judge(found, reference, model.precision)
+            if has_published_values and model.precision in TOLERANCE:
                 published = compare_published(model)
                 reports[graph.file]["published"] = published
                 reports[graph.file]["missed"] += missed_published(published, model.precision)
-        del model  # its memory must be free before the next one is opened
+        del session, model  # their memory must be free before the next one is opened
     return reports
-
-
-def _open_model(artifact: Artifact, graph: GraphEntry, n_threads: int | None) -> BGEM3Model:
-    kernels = "auto" if graph.operators == "bgem3" else "none"
-    return BGEM3Model(
-        artifact,
-        open_encoder(artifact, device=graph.device, precision=graph.precision, n_threads=n_threads, kernels=kernels),
-    )
-
-
-def _graphs(artifact: Artifact, precision: str | None) -> Iterator[tuple[GraphEntry, str | None]]:
-    """Yield each graph of a precision, and the reason why it cannot run here."""
-    why_not = {"cuda": cuda_runtime.why_unavailable(), "bgem3": custom_ops.why_unavailable()}
-    for graph in artifact.graphs:
-        if precision is None or (precision == graph.precision and graph.operators != "standard"):
-            yield graph, why_not.get(graph.device) or why_not.get(graph.operators)
-
-
-def check_parity(model: BGEM3Model, reference: Reference, *, show_progress: bool = False) -> dict[str, Any]:
-    """Encode the reference's texts and return the report of :func:`judge`."""
-    return judge(model.encode(reference.texts, show_progress=show_progress), reference, model.precision)
 
 
 def judge(found: Embeddings, reference: Reference, precision: str) -> dict[str, Any]:
@@ -117,33 +101,26 @@ def compare(found: Embeddings, reference: Reference) -> dict[str, Any]:
         "n_tokens": int(reference.n_tokens.sum()),
         "tokens_equal": bool((found.n_tokens == reference.n_tokens).all()),
     }
-    _check_widths(found, reference)
-    if not report["tokens_equal"]:
-        return report
-    pairs: dict[str, tuple[NDArray[Any], NDArray[Any]]] = {"dense": (found.dense, reference.dense)}
-    if "multivector" in found.outputs:
-        pairs["multivector"] = (found.multivector.packed[reference.multivector_rows], reference.multivector)
-    for name, (ours, theirs) in pairs.items():
-        cosines = np.einsum("nd,nd->n", ours, theirs, dtype=np.float64)
-        report[f"{name}_max_difference"] = float(np.abs(ours - theirs).max())
-        report[f"{name}_min_cosine"] = float(np.nan_to_num(cosines, nan=-1.0).min())
-    if "sparse" in found.outputs:
-        largest = float(reference.sparse.data.max(initial=np.finfo(np.float32).tiny))
-        difference = abs(found.sparse - reference.sparse)
-        report["sparse_max_difference"] = float(difference.data.max(initial=0.0)) / largest
-    return report
-
-
-def _check_widths(found: Embeddings, reference: Reference) -> None:
-    """Raise ArtifactError if embeddings and reference are not of one model."""
     for name in found.outputs:
-        is_packed = name == "multivector"
-        ours, theirs = found.multivector.packed if is_packed else getattr(found, name), getattr(reference, name)
+        ours: Any = found.multivector.packed if name == "multivector" else getattr(found, name)
+        theirs: Any = getattr(reference, name)
         if ours.shape[1] != theirs.shape[1]:
             raise ArtifactError(
                 f"{REFERENCE_FILE} has {name} rows of {theirs.shape[1]} numbers, the model gives {ours.shape[1]}: they "
                 f"are not of one artifact; {COPY_AGAIN}"
             )
+        if not report["tokens_equal"]:
+            continue
+        if name == "sparse":
+            largest = float(theirs.data.max(initial=np.finfo(np.float32).tiny))
+            report["sparse_max_difference"] = float(abs(ours - theirs).data.max(initial=0.0)) / largest
+            continue
+        if name == "multivector":
+            ours = ours[reference.multivector_rows]
+        cosines = np.einsum("nd,nd->n", ours, theirs, dtype=np.float64)
+        report[f"{name}_max_difference"] = float(np.abs(ours - theirs).max())
+        report[f"{name}_min_cosine"] = float(np.nan_to_num(cosines, nan=-1.0).min())
+    return report
 
 
 def missed_bounds(report: dict[str, Any], bounds: dict[str, float]) -> list[str]:

@@ -35,15 +35,13 @@ class Reference:
 
     def save(self, folder: Path) -> None:
         """Write the reference into an artifact folder."""
+        parts = {f"sparse_{name}": getattr(self.sparse, name) for name in ("data", "indices", "indptr", "shape")}
         np.savez_compressed(
             folder / REFERENCE_FILE,
             texts=np.frombuffer(json.dumps(self.texts).encode(), np.uint8),
             n_tokens=self.n_tokens,
             dense=self.dense,
-            sparse_data=self.sparse.data,
-            sparse_indices=self.sparse.indices,
-            sparse_indptr=self.sparse.indptr,
-            sparse_shape=self.sparse.shape,
+            **parts,
             multivector=self.multivector,
             multivector_rows=self.multivector_rows,
         )

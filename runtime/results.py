@@ -100,14 +100,9 @@ def _without_cls(tokens: slice, n_texts_before: int) -> slice:
 def lexical_matrix(
     texts: TokenizedTexts, token_weights: NDArray[np.float32], spec: ModelSpec
 ) -> tuple[csr_array, NDArray[np.int64]]:
-    """Gather token weights into one row per text: the largest positive weight of each token id.
+    """Gather token weights, a float32 array (T,), into one row per text: the largest positive weight of each token id.
 
     CLS, PAD, EOS and UNK are left out wherever they occur; other special tokens are not.
-
-    Parameters
-    ----------
-    texts : N texts of T tokens together
-    token_weights : float32 array (T,), at least 0
 
     Returns
     -------

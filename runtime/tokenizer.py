@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from bgem3.runtime.artifact import ArtifactError, ModelSpec
+from bgem3.runtime.artifact import ArtifactError
+from bgem3.runtime.manifest import ModelSpec
 
 UNKNOWN = "\u0378"  # unassigned in Unicode, so no vocabulary has it
 TEXTS_PER_CHUNK = 1024  # texts tokenized at once; the tokenizer's own results take far more memory than the ids

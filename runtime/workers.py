@@ -16,14 +16,7 @@ RECHECK_SECONDS = 0.2  # bounds how long a caller waits for workers that have en
 
 
 class Task:
-    """A function for a worker to call.
-
-    Attributes
-    ----------
-    has_begun, is_done : the worker's progress
-    is_cancelled : set it to keep a worker from beginning
-    outcome : holds the function's error, or None, when the task is done
-    """
+    """A function for a worker to call; ``outcome`` holds its error, or None, when it is done."""
 
     def __init__(self, function: Callable[[], None]) -> None:
         self._function = function
@@ -44,12 +37,7 @@ class Task:
 
 
 class Workers:
-    """Threads that run tasks in the order of submission, until :meth:`close` or until nothing refers to this object.
-
-    Parameters
-    ----------
-    name : prefix of the threads' names
-    """
+    """Threads that run tasks in the order of submission, until :meth:`close` or until nothing refers to this object."""
 
     def __init__(self, n_workers: int, name: str) -> None:
         self._tasks: SimpleQueue[Task | None] = SimpleQueue()

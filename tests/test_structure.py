@@ -138,6 +138,6 @@ print(*command.get_outputs(include_bytecode=False), sep="\\n")
 """
     listed = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     packed = {line.partition("/bgem3/")[2] for line in listed.splitlines()}
-    files = [*(path for folder in PRODUCT for path in source_files(folder)), *(ROOT / "export").glob("*.json")]
+    files = [path for folder in PRODUCT for path in (*source_files(folder), *(ROOT / folder).glob("*.json"))]
     expected = {path.relative_to(ROOT).as_posix() for path in files} | {f"{folder}/py.typed" for folder in PRODUCT}
     assert packed == expected

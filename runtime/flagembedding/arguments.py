@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from bgem3.runtime.artifact import PRECISIONS, ModelSpec
 from bgem3.runtime.device import check_device, device_number
+from bgem3.runtime.manifest import PRECISIONS, ModelSpec
 from bgem3.runtime.texts import check_texts
 
 Devices = str | int | Sequence[str] | Sequence[int] | None

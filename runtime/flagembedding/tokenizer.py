@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from bgem3.runtime.artifact import ModelSpec
+from bgem3.runtime.manifest import ModelSpec
 from bgem3.runtime.texts import check_texts
 
 # what decoding replaces, in this order, with BGE-M3's setting clean_up_tokenization_spaces

@@ -6,19 +6,20 @@ The CUDA graph's packed attention is written in standard operators, and the CUDA
 import ctypes
 import threading
 from collections.abc import Callable
-from enum import IntEnum
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from bgem3.runtime import captured_graph, cuda_provider, cuda_runtime, ort
-from bgem3.runtime import cuda_session as cuda
+from bgem3.runtime import captured_graph, cuda_provider, cuda_runtime, cuda_session, ort
 from bgem3.runtime.cuda_session import CudaSession
 from bgem3.runtime.packing import PackedBatch
 from tests.export.contrib_ops import for_cpu
 
 GIGABYTE = 1 << 30
+SUCCESS = 0
+INSUFFICIENT_DRIVER = SimpleNamespace(name="cudaErrorInsufficientDriver")
 
 
 class Cudart:
@@ -26,45 +27,40 @@ class Cudart:
 
     cudaHostAllocPortable = 1  # noqa: N815
 
-    cudaError_t = IntEnum("cudaError_t", {"cudaSuccess": 0, "cudaErrorInsufficientDriver": 35})  # noqa: N815
-
     def __init__(self) -> None:
         self.n_devices: int | None = 2
         self.device_id = 0
         self.pinned: dict[int, Any] = {}
 
     def cudaGetDeviceCount(self) -> tuple[Any, Any]:  # noqa: N802
-        if self.n_devices is None:
-            return self.cudaError_t.cudaErrorInsufficientDriver, None
-        return self.cudaError_t.cudaSuccess, self.n_devices
+        return (INSUFFICIENT_DRIVER, None) if self.n_devices is None else (SUCCESS, self.n_devices)
 
-    def cudaGetDevice(self) -> tuple[Any, int]:  # noqa: N802
-        return self.cudaError_t.cudaSuccess, self.device_id
+    def cudaGetDevice(self) -> tuple[int, int]:  # noqa: N802
+        return SUCCESS, self.device_id
 
-    def cudaSetDevice(self, device_id: int) -> tuple[Any]:  # noqa: N802
+    def cudaSetDevice(self, device_id: int) -> tuple[int]:  # noqa: N802
         assert device_id < 2
         self.device_id = device_id
-        return (self.cudaError_t.cudaSuccess,)
+        return (SUCCESS,)
 
-    def cudaMemGetInfo(self) -> tuple[Any, int, int]:  # noqa: N802
-        return self.cudaError_t.cudaSuccess, 8 * GIGABYTE, 16 * GIGABYTE
+    def cudaMemGetInfo(self) -> tuple[int, int, int]:  # noqa: N802
+        return SUCCESS, 8 * GIGABYTE, 16 * GIGABYTE
 
-    def cudaHostAlloc(self, size: int, flags: int) -> tuple[Any, int]:  # noqa: N802
+    def cudaHostAlloc(self, size: int, flags: int) -> tuple[int, int]:  # noqa: N802
         memory = ctypes.create_string_buffer(size)
         self.pinned[ctypes.addressof(memory)] = memory
-        return self.cudaError_t.cudaSuccess, ctypes.addressof(memory)
+        return SUCCESS, ctypes.addressof(memory)
 
-    def cudaFreeHost(self, pointer: int) -> tuple[Any]:  # noqa: N802
+    def cudaFreeHost(self, pointer: int) -> tuple[int]:  # noqa: N802
         del self.pinned[pointer]
-        return (self.cudaError_t.cudaSuccess,)
+        return (SUCCESS,)
 
 
 class Ran:
     """How the sessions were made, and what they ran."""
 
     def __init__(self) -> None:
-        self.provider_options: list[dict[str, Any]] = []
-        self.settings: list[dict[str, str]] = []
+        self.made: list[tuple[dict[str, str], dict[str, Any]]] = []  # session settings, and the provider's options
         self.n_tokens: list[int] = []
         self.threads: set[str] = set()
         self.run_options: list[Any] = []
@@ -96,8 +92,7 @@ def ran(monkeypatch: pytest.MonkeyPatch, cudart: Cudart) -> Ran:
     ran = Ran()
 
     def make_session(path: Path, n_threads: int, settings: dict[str, str], providers: list[Any]) -> Any:
-        ran.settings.append(settings)
-        ran.provider_options.append(providers[0][1])
+        ran.made.append((settings, providers[0][1]))
         path = for_cpu(path, path.with_name("cuda_on_cpu.onnx"))
         made = ort.make_session(path, n_threads, providers=["CPUExecutionProvider"])
         path.unlink()
@@ -126,6 +121,6 @@ def ran(monkeypatch: pytest.MonkeyPatch, cudart: Cudart) -> Ran:
         monkeypatch.setattr(module, "PROVIDER", "CPUExecutionProvider")
     monkeypatch.setattr(cuda_provider, "make_session", make_session)
     monkeypatch.setattr(captured_graph, "MEMORY", "cpu")
-    monkeypatch.setattr(cuda, "TOKEN_BUDGET", 1024)  # the stand-in for attention stores all scores
+    monkeypatch.setattr(cuda_session, "TOKEN_BUDGET", 1024)  # the stand-in for attention stores all scores
     monkeypatch.setattr(cuda_provider, "preload_libraries", lambda: None)
     return ran

@@ -5,7 +5,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,10 @@ from bgem3.runtime import BGEM3Model, cpu_session, heads
 from bgem3.runtime.coalescing import RequestCoalescer
 from bgem3.runtime.cpu_session import COALESCED_TOKENS, CpuSession
 from bgem3.runtime.cpus import available_cpus
-from bgem3.runtime.heads import Arrays, Output
+from bgem3.runtime.heads import Arrays
+from bgem3.runtime.manifest import Output
 from bgem3.runtime.packing import PackedBatch
+from tests.runtime.interrupting import in_thread
 
 SECONDS = 60
 
@@ -26,12 +28,12 @@ SECONDS = 60
 class Runs:
     """Doubles numbers in groups, keeps the groups, and lets none end before it may."""
 
-    def __init__(self, n_at_once: int = 1, errors: tuple[type[Exception], ...] = (Exception,)) -> None:
+    def __init__(self, n_at_once: int = 1) -> None:
         self.groups: list[list[int]] = []
         self.may_end = threading.Event()
         self.errors: dict[int, BaseException] = {}  # by the number of the group
         self.coalescer: RequestCoalescer[int, int] = RequestCoalescer(
-            lambda group, task: sum(group) + task <= 10 and 7 not in [*group, task], n_at_once, errors
+            lambda group, task: sum(group) + task <= 10 and 7 not in [*group, task], n_at_once, (RuntimeError,)
         )
 
     def run(self, tasks: list[int]) -> list[int]:
@@ -45,15 +47,16 @@ class Runs:
     def call(self, task: int) -> int:
         return self.coalescer(task, self.run)
 
-    def outcomes(self, tasks: list[int]) -> list[int | type[BaseException]]:
-        """Run the first task, and the others one after another while it runs; return values or types of errors."""
-        with ThreadPoolExecutor(8) as pool:
-            futures: list[Future[int]] = []
-            for n_before, task in enumerate(tasks):
-                futures.append(pool.submit(self.call, task))
-                wait_until(lambda n=n_before: self.groups and n_waiting(self.coalescer) == n)  # type: ignore[misc]
-            self.may_end.set()
-            return [type(error) if (error := future.exception(SECONDS)) else future.result() for future in futures]
+    def outcomes(self, tasks: list[int], n_leading: int = 1) -> list[int | type[BaseException]]:
+        """Run the leading tasks, and the others one after another meanwhile; return values or types of errors."""
+        futures = []
+        for n_before, task in enumerate(tasks):
+            futures.append(in_thread(lambda task=task: self.call(task)))  # type: ignore[misc]
+            n_running = min(n_before + 1, n_leading)
+            wait_until(lambda n=n_running: len(self.groups) == n)  # type: ignore[misc]
+            wait_until(lambda n=n_before + 1 - n_running: n_waiting(self.coalescer) == n)  # type: ignore[misc]
+        self.may_end.set()
+        return [type(error) if (error := future.exception(SECONDS)) else future.result() for future in futures]
 
 
 def n_waiting(coalescer: RequestCoalescer[Any, Any]) -> int:
@@ -76,14 +79,7 @@ def test_tasks_that_come_during_a_run_make_up_the_next_one_as_far_as_they_fit() 
 
 
 def test_as_many_groups_run_at_once_as_may() -> None:
-    runs = Runs(n_at_once=2)
-    with ThreadPoolExecutor(8) as pool:
-        futures = [pool.submit(runs.call, task) for task in (1, 2)]
-        wait_until(lambda: len(runs.groups) == 2)
-        futures += [pool.submit(runs.call, task) for task in (3, 4)]
-        wait_until(lambda: n_waiting(runs.coalescer) == 2)
-        runs.may_end.set()
-        assert [future.result(SECONDS) for future in futures] == [2, 4, 6, 8]
+    assert Runs(n_at_once=2).outcomes([1, 2, 3, 4], n_leading=2) == [2, 4, 6, 8]
 
 
 @pytest.mark.parametrize(
@@ -98,7 +94,7 @@ def test_as_many_groups_run_at_once_as_may() -> None:
 def test_an_error_of_a_run_is_raised_by_the_call_that_it_belongs_to(
     tasks: list[int], error: BaseException, expected: list[int | type[BaseException]]
 ) -> None:
-    runs = Runs(errors=(RuntimeError,))
+    runs = Runs()
     runs.errors[min(len(tasks), 2)] = error
     assert runs.outcomes(tasks) == expected
     assert runs.call(5) == 10, "later calls are not affected"
@@ -128,23 +124,21 @@ def test_a_result_and_a_model_that_are_dropped_are_freed_at_once(random_artifact
         gc.enable()
 
 
-@pytest.fixture
-def model(random_artifact: Path) -> BGEM3Model:
-    return BGEM3Model.load(random_artifact, "cpu", n_threads=available_cpus())
-
-
-def session_of(model: BGEM3Model) -> CpuSession:
+def open_session(folder: Path, token_budget: int | None = None) -> tuple[BGEM3Model, CpuSession]:
+    """Load a model whose session runs one group at a time."""
+    model = BGEM3Model.load(folder, "cpu", n_threads=available_cpus(), token_budget=token_budget)
     assert isinstance(model._session, CpuSession)
-    return model._session
+    return model, model._session
 
 
-def test_concurrent_queries_share_runs_and_keep_their_values(
-    model: BGEM3Model, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("most_tokens", [30, COALESCED_TOKENS])
+def test_concurrent_queries_share_runs_within_the_token_budget_and_keep_their_values(
+    random_artifact: Path, monkeypatch: pytest.MonkeyPatch, most_tokens: int
 ) -> None:
-    queries = [[f"query number {i} " + "word " * (i % 5)] for i in range(24)]
+    model, session = open_session(random_artifact, token_budget=most_tokens)
+    queries = [[f"query {i} " + "the " * (i % 4)] for i in range(12)]
     alone = [model.encode(query) for query in queries]
-    session, may_go_on, sizes = session_of(model), threading.Event(), []
-    run = session._run
+    may_go_on, sizes, run = threading.Event(), [], session._run
 
     def counted(batch: PackedBatch, outputs: tuple[Output, ...]) -> Arrays:
         sizes.append((len(batch.text_index), len(batch.token_ids)))
@@ -157,9 +151,9 @@ def test_concurrent_queries_share_runs_and_keep_their_values(
         wait_until(lambda: n_waiting(session._coalescer) == 7)
         may_go_on.set()
         dense = list(pool.map(lambda query: model.encode(query, outputs=["dense"]), queries))
-    assert sum(n_texts for n_texts, _ in sizes) == 48
+    assert sum(n_texts for n_texts, _ in sizes) == 24
     assert max(sizes)[0] > 1
-    assert max(n_tokens for _, n_tokens in sizes) <= COALESCED_TOKENS
+    assert max(n_tokens for _, n_tokens in sizes) <= most_tokens
     for future, expected, dense_alone in zip(together, alone, dense, strict=True):
         found = future.result()
         np.testing.assert_array_equal(found.dense, expected.dense)
@@ -168,27 +162,21 @@ def test_concurrent_queries_share_runs_and_keep_their_values(
         assert abs(found.sparse - expected.sparse).max() == 0
 
 
-@pytest.mark.parametrize("kind", [RuntimeError, ValueError])
 def test_no_exception_of_a_signal_handler_is_taken_for_a_failed_run(
-    model: BGEM3Model, monkeypatch: pytest.MonkeyPatch, kind: type[Exception]
+    random_artifact: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    model, session = open_session(random_artifact)
     check, may_go_on = heads.check_arrays, threading.Event()
 
     def alarmed(arrays: Arrays, *arguments: Any) -> None:
         assert may_go_on.wait(SECONDS)
         if len(arrays["dense"]) > 1:
-            raise kind("alarm")  # as a handler would here, in the thread that runs the group
+            raise RuntimeError("alarm")  # as a handler would here, in the thread that runs the group
         check(arrays, *arguments)
 
     monkeypatch.setattr(cpu_session, "check_arrays", alarmed)
-    with ThreadPoolExecutor(3) as pool:
-        calls = [pool.submit(model.encode, ["text"]) for _ in range(3)]
-        wait_until(lambda: n_waiting(session_of(model)._coalescer) == 2)
-        may_go_on.set()
-        errors = [call.exception(SECONDS) for call in calls]
+    calls = [in_thread(lambda: model.encode(["text"])) for _ in range(3)]
+    wait_until(lambda: n_waiting(session._coalescer) == 2)
+    may_go_on.set()
+    errors = [call.exception(SECONDS) for call in calls]
     assert [str(error) for error in errors if error] == ["alarm"]
-
-
-def test_the_token_budget_bounds_a_coalesced_run(random_artifact: Path) -> None:
-    with BGEM3Model.load(random_artifact, "cpu", token_budget=20) as model:
-        assert session_of(model)._coalesced_tokens == 20

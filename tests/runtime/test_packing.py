@@ -7,7 +7,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bgem3.runtime.packing import PackedBatch, cpu_layout, cuda_layout, join, pack, plan_batches, position_ids
+from bgem3.runtime.packing import cpu_layout, cuda_layout, join, pack, plan_batches, position_ids
 from bgem3.runtime.tokenizer import TokenizedTexts
 
 PAD_ID = 1
@@ -70,11 +70,6 @@ def test_packed_arrays_equal_a_plain_loop(data: st.DataObject, lengths: list[int
     assert {layout.dtype for layout in (*cpu.values(), *cuda.values())} == {np.dtype(np.int32)}
 
 
-def assert_same(found: PackedBatch, expected: PackedBatch) -> None:
-    for name, values in vars(expected).items():
-        assert vars(found)[name].tolist() == values.tolist()
-
-
 @given(lengths=short_lengths, data=st.data())
 def test_parts_of_a_micro_batch_are_what_packing_them_gives_and_join_to_the_whole(
     lengths: list[int], data: st.DataObject
@@ -83,9 +78,10 @@ def test_parts_of_a_micro_batch_are_what_packing_them_gives_and_join_to_the_whol
     whole = pack(texts, np.arange(len(lengths)), PAD_ID, first=7)
     limits = sorted({0, len(lengths), *data.draw(st.lists(st.integers(0, len(lengths))))})
     parts = [whole.texts(start, stop) for start, stop in pairwise(limits)]
-    for part, (start, stop) in zip(parts, pairwise(limits), strict=True):
-        assert_same(part, pack(texts, np.arange(start, stop), PAD_ID, first=7))
-    assert_same(join(parts), whole)
+    packed = [pack(texts, np.arange(start, stop), PAD_ID, first=7) for start, stop in pairwise(limits)]
+    for found, expected in zip([*parts, join(parts)], [*packed, whole], strict=True):
+        for name, values in vars(expected).items():
+            assert vars(found)[name].tolist() == values.tolist()
 
 
 def test_a_literal_pad_token_takes_position_one_and_does_not_advance_the_count() -> None:
