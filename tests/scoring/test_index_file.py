@@ -15,16 +15,12 @@ from tests.scoring.damage import outcome, use_searcher
 
 PART = "part-0123456789ab"
 INDEX_VALUES: dict[str, list[Any]] = {
-    "format": [None, "1", True, 1.0, [1], -1, 99, 10**400],
-    "kind": [None, 1, "embeddings", ["hybrid searcher"], ""],
-    "parts": [
-        None, {}, PART, 3, [], [1], [None], [[PART]], [""], ["."], [".."], ["victim"], ["../victim"], ["/etc"],
-        [PART + "/.."], [PART + "\n"], ["a\\b"], ["part-\0"], ["part-" + "0" * 4000], [PART, PART],
-    ],
-    "n_passages": [None, "9", True, 9.0, -1, 8, 10, 10**30, []],
-}  # fmt: skip
-CONTENTS = [b"", b"{", b"[]", b"null", b"3", b'"parts"', b"\xff\xfe", bytes(9), b"[" * 100_000, b'{"a":' * 100_000,
-            b"1" * 10_000, b"NaN", b"{}" * 2]  # fmt: skip
+    "format": [None, "1", True, 99],
+    "kind": [None, 1, "embeddings"],
+    "parts": [None, {}, PART, [], [1], [[PART]], [""], [".."], ["victim"], ["/etc"], [PART + "/.."], [PART, PART]],
+    "n_passages": [None, "9", True, 8, 10**30],
+}
+CONTENTS = [b"", b"[]", b"null", b"\xff\xfe", bytes(9), b"[" * 100_000, b"1" * 10_000, b"{}" * 2]
 
 
 def make_searcher() -> HybridSearcher:
