@@ -1,28 +1,14 @@
-"""Damage done to arrays, and what the use of damaged things ends in.
-
-Uses run in a process of their own, because an index out of range could end it.
-"""
+"""Damage done to saved arrays, and the error that the use of damaged things ends in."""
 
 import json
-from collections.abc import Callable, Mapping
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bgem3.scoring import (
-    Embeddings,
-    HybridSearcher,
-    MultiVectors,
-    dense_scores,
-    multivector_pair_scores,
-    multivector_scores,
-    sparse_pair_scores,
-    sparse_scores,
-)
+from bgem3.scoring import Embeddings, HybridSearcher
 from bgem3.scoring.array_files import read_npz
 from bgem3.scoring.corpus import BYS
 from bgem3.scoring.storage import INDEX
@@ -30,7 +16,6 @@ from bgem3.scoring.stored_arrays import LARGEST_VOCABULARY
 from tests.scoring.corpus import VOCABULARY, make_embeddings
 
 N_TEXTS = 6
-T = TypeVar("T")
 Array = NDArray[Any]
 Change = Callable[[Array], Array]
 
@@ -84,51 +69,23 @@ DAMAGE: dict[str, dict[str, Change]] = {
 
 
 def use_embeddings(path: Path) -> None:
-    """Load embeddings, and do with them all that can be done."""
+    """Load embeddings, convert and search them."""
     embeddings = Embeddings.load(path)
-    Embeddings.concatenate([embeddings[::2], embeddings[[]]])
     embeddings.to_qdrant()
     embeddings.to_flag()
-    queries = make_embeddings(1, len(embeddings))
-    if "dense" in embeddings.outputs and embeddings.dense.shape[1] == queries.dense.shape[1]:
-        dense_scores(queries.dense, embeddings.dense)
-    if "sparse" in embeddings.outputs:
-        use_matrix(embeddings.sparse)
-    if "multivector" in embeddings.outputs:
-        use_vectors(embeddings.multivector)
     if len(embeddings.outputs) == 3:
-        HybridSearcher.build(embeddings)
+        HybridSearcher.build(embeddings).search(make_embeddings(2, 20))  # these queries have every token
 
 
 def use_searcher(folder: Path) -> None:
     """Open a searcher, search and append."""
     searcher = HybridSearcher.open(folder)
     for by in BYS:
-        searcher.search(make_embeddings(2, 20), k=3, by=by)  # these queries have every token
-    searcher.append(make_embeddings(3, 2), ["x", "y"] if searcher.ids.dtype.kind == "U" else [10**6, 10**6 + 1])
-    searcher.search(make_embeddings(2, 3))
+        searcher.search(make_embeddings(2, 20), k=3, by=by)
+    searcher.append(make_embeddings(3, 2), [10**6, 10**6 + 1])
 
 
-def use_matrix(matrix: Any) -> None:
-    """Score a matrix of lexical weights, on either side."""
-    sparse_scores(matrix, matrix)
-    sparse_pair_scores(matrix, matrix)
-
-
-def build_from_matrix(matrix: Any) -> None:
-    """Build a searcher of passages with a matrix of lexical weights."""
-    passages = make_embeddings(1, matrix.shape[0])
-    passages._sparse = matrix
-    HybridSearcher.build(passages)
-
-
-def use_vectors(vectors: MultiVectors) -> None:
-    """Score multi-vectors, on either side."""
-    multivector_scores(vectors, vectors)
-    multivector_pair_scores(vectors, vectors)
-
-
-def outcome(use: Callable[[Any], None], damaged: Any) -> str:
+def outcome(use: Callable[[Any], object], damaged: Any) -> str:
     """Return the type and message of the error that a use ends in, or nothing."""
     try:
         with np.errstate(all="ignore"):
@@ -147,50 +104,21 @@ def read(place: Path) -> dict[str, Array]:
     return read_npz(place) if place.is_file() else {path.stem: np.load(path) for path in place.glob("*.npy")}
 
 
-def write(place: Path, arrays: Mapping[str, Array]) -> None:
-    """Replace the arrays of an .npz file, or of a part; objects are pickled."""
-    if place.is_file():
-        np.savez(place, **arrays)  # type: ignore[arg-type]
-        return
-    for old in place.glob("*.npy"):
-        old.unlink()
-    for name, array in arrays.items():
-        np.save(place / f"{name}.npy", array)
-
-
 def use_damaged(path: Path, name: str, change: Change | None) -> str:
     """Change or remove an array of what was saved, return what its use ends in, and undo the change."""
     place = part_of(path)
-    arrays = read(place)
+    file = place if place.is_file() else place / f"{name}.npy"
+    arrays, before = read(place), file.read_bytes()
     rest = {other: array for other, array in arrays.items() if other != name}
-    write(place, rest if change is None else rest | {name: change(arrays[name])})
+    if file == place:
+        np.savez(file, **(rest if change is None else rest | {name: change(arrays[name])}))  # type: ignore[arg-type]
+    elif change is None:
+        file.unlink()
+    else:
+        file.unlink()  # it may be mapped
+        np.save(file, change(arrays[name]))
     try:
         return outcome(use_searcher if path.name == "searcher" else use_embeddings, path)
     finally:
-        write(place, arrays)
-
-
-def use_with_all_damage(path: Path) -> dict[str, str]:
-    """Return what the use of what was saved ends in, for every array and every change of it."""
-    found = {}
-    for name, array in read(part_of(path)).items():
-        changes: dict[str, Change | None] = {"missing": None, **ANY, **DAMAGE.get(name, {})}
-        for how, change in changes.items():
-            if change is None or not is_same(change(array), array):
-                found[f"{name}: {how}"] = use_damaged(path, name, change)
-    return found
-
-
-def is_same(found: Array, expected: Array) -> bool:
-    return found.dtype == expected.dtype and np.array_equal(found, expected)
-
-
-def outcomes(use: Callable[[Any], None], damaged: Mapping[str, Any]) -> dict[str, str]:
-    """Return what the use of each ends in."""
-    return {name: outcome(use, thing) for name, thing in damaged.items()}
-
-
-def in_a_process(call: Callable[..., T], *arguments: Any) -> T:
-    """Return what a call returns in a process of its own, or raise BrokenProcessPool if that crashes."""
-    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-        return pool.submit(call, *arguments).result(600)
+        file.unlink(missing_ok=True)
+        file.write_bytes(before)

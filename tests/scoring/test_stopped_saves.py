@@ -1,12 +1,21 @@
 """Saves that are killed, interrupted or raced by other processes leave the old state or the new one, whole."""
 
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.scoring.damage import in_a_process
 from tests.scoring.racing import race
 from tests.scoring.stopping import stop_saves
+
+
+def in_a_process(call: Callable[..., None], *arguments: Any) -> None:
+    """Call a function in a process that has one thread and can be forked."""
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        pool.submit(call, *arguments).result(600)
 
 
 @pytest.mark.parametrize("is_thorough", [False, pytest.param(True, marks=pytest.mark.stress)])

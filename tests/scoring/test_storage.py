@@ -4,7 +4,6 @@ import errno
 import json
 import os
 import stat
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -108,24 +107,6 @@ def test_links_planted_in_a_folder_are_not_followed(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="symbolic link"):
         save(folder)
     assert victim.read_text() == "mine"
-
-
-def test_a_first_save_waits_for_another_first_save_to_the_same_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The other one writes after this one looked for an index, and before it lists the folder."""
-    check, saver = storage._check_folder, threading.Thread(target=save, args=(tmp_path / "index",))
-
-    def check_while_another_saves(folder: Path, kind: str) -> None:
-        monkeypatch.setattr(storage, "_check_folder", check)
-        saver.start()
-        saver.join()
-        raise ValueError("other files")
-
-    monkeypatch.setattr(storage, "_check_folder", check_while_another_saves)
-    save(tmp_path / "index")
-    assert not saver.is_alive()
-    assert_nothing_is_left(tmp_path / "index")
 
 
 def test_an_index_of_an_earlier_version_opens_without_writing_and_takes_more_passages(tmp_path: Path) -> None:
