@@ -10,18 +10,10 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from bgem3.scoring.atomic_files import whole_file
-
 Arrays: TypeAlias = Mapping[str, NDArray[Any]]
 SUFFIX = ".npy"
 LARGEST_EXPANSION = 100  # bounds the size of the arrays by the file's size; real embeddings compress less than 10 times
 SMALLEST_BOMB = 64 << 20  # bytes; smaller arrays are read whatever their expansion, because they fit any memory
-
-
-def save_npz(path: Path, arrays: Arrays) -> None:
-    """Write arrays to one .npz file that appears whole or not at all."""
-    with whole_file(path) as file:
-        write_npz(file, arrays)
 
 
 def write_npz(file: BinaryIO, arrays: Arrays) -> None:
@@ -37,14 +29,9 @@ def write_npy(path: Path, array: NDArray[Any]) -> None:
 
 
 def read_npz(path: Path) -> dict[str, NDArray[Any]]:
-    """Return the arrays of an .npz file, compressed or not, by name. Nothing is unpickled.
+    """Return the arrays of an .npz file by name, or raise ValueError if it is damaged or no file of arrays.
 
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such file.
-    ValueError
-        If it is no .npz file, is damaged, would need unpickling, or expands to far more than its size.
+    Nothing is unpickled, and a file that expands to far more than its size is refused.
     """
     if path.exists() and not path.is_file():  # opening a pipe would wait for ever
         raise ValueError(f"{path} is no regular file; expected an .npz file of arrays")
@@ -67,15 +54,7 @@ def read_npz(path: Path) -> dict[str, NDArray[Any]]:
 
 
 def map_npy(path: Path) -> NDArray[Any]:
-    """Return a .npy file's array, memory-mapped and read-only.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such file.
-    ValueError
-        If it is damaged, or would need unpickling.
-    """
+    """Return a .npy file's array, memory-mapped and read-only; raise as :func:`read_npz`."""
     if path.exists() and not path.is_file():
         raise ValueError(f"{path} is damaged (no regular file); save it again")
     try:

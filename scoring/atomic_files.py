@@ -38,12 +38,7 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
     """Open a file that replaces ``path`` when the block ends, or is removed if the block raises.
 
     An existing file keeps its mode, and its owner where the system allows it. A link is kept, and the file that it
-    points to is replaced. A device or a pipe is written to directly.
-
-    Raises
-    ------
-    OSError
-        If the file cannot be written, for instance IsADirectoryError if ``path`` is a folder.
+    points to is replaced. A device or a pipe is written to directly. If writing fails, OSError names ``path``.
     """
     try:
         with _whole_file(path) as file:
@@ -91,21 +86,8 @@ def whole_folder(target: Path, may_replace: Callable[[Path], bool]) -> Iterator[
     """Create an empty folder that becomes ``target`` when the block ends, or is removed if the block raises.
 
     On Linux, an existing target is exchanged with the new folder in one step and then removed. Elsewhere it is first
-    renamed. If the process is killed before the second rename, :func:`recover` restores it.
-
-    Parameters
-    ----------
-    target : Path
-        The folder to make, in an existing folder.
-    may_replace : callable
-        Returns whether what is at a path may be replaced; called only if something is there.
-
-    Raises
-    ------
-    FileExistsError
-        If what is at ``target`` may not be replaced.
-    OSError
-        If the folder cannot be written.
+    renamed. If the process is killed before the second rename, :func:`recover` restores it. Something at the target's
+    path for which ``may_replace`` returns False stays, and FileExistsError is raised.
     """
     target = target.absolute()
     recover(target)

@@ -26,13 +26,7 @@ Vector: TypeAlias = NDArray[np.float32]
 
 @dataclass(frozen=True, eq=False)
 class Corpus:
-    """Passages in one or more segments, in the order in which they were added; never changed.
-
-    Attributes
-    ----------
-    segments : tuple of Segment
-        At least one.
-    """
+    """Passages in one or more segments, in the order in which they were added; never changed."""
 
     segments: tuple[Segment, ...]
 
@@ -47,16 +41,7 @@ class Corpus:
     def candidates(
         self, queries: Embeddings, n_candidates: int, by: By
     ) -> Iterator[tuple[int, NDArray[np.int64], tuple[Vector, Vector, Vector]]]:
-        """Retrieve candidates for each query.
-
-        Parameters
-        ----------
-        queries : Embeddings
-            Q texts with all three outputs.
-        n_candidates : int
-            How many passages each score retrieves.
-        by : By
-            The scores that retrieve them.
+        """Retrieve passages for each query: ``n_candidates`` by each of the scores that ``by`` names.
 
         Yields
         ------

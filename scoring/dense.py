@@ -48,23 +48,7 @@ def dense_scores(query_vectors: NDArray[np.floating], passage_vectors: NDArray[n
 def dense_pair_scores(
     query_vectors: NDArray[np.floating], passage_vectors: NDArray[np.floating]
 ) -> NDArray[np.float32]:
-    """Score query i with passage i only: ``s(q, p) = e_q · e_p``.
-
-    Source: arXiv 2402.03216, section 3.2.
-
-    Parameters
-    ----------
-    query_vectors, passage_vectors : float arrays (N, D)
-        Rows of unit length.
-
-    Returns
-    -------
-    float32 array (N,)
-
-    Raises
-    ------
-    ValueError
-        If an array is not 2-D or the shapes differ.
+    """Score query i with passage i only, as :func:`dense_scores`: float arrays (N, D) give float32 scores (N,).
 
     Examples
     --------

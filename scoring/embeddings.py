@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.sparse import csr_array, vstack
 
-from bgem3.scoring.array_files import read_npz, save_npz
+from bgem3.scoring.array_files import read_npz, write_npz
+from bgem3.scoring.atomic_files import whole_file
 from bgem3.scoring.payloads import milvus_rows, qdrant_points, vespa_documents
 from bgem3.scoring.storage import load_parts, locked_folder, save_parts
 from bgem3.scoring.stored_arrays import DAMAGED, FLOATS, INTEGERS, StoredArrays
@@ -87,13 +88,7 @@ class Embeddings:
 
     @classmethod
     def concatenate(cls, parts: Sequence["Embeddings"]) -> "Embeddings":
-        """Return the texts of all parts, part after part.
-
-        Raises
-        ------
-        ValueError
-            If there is no part, or the parts' outputs or widths differ.
-        """
+        """Return the texts of all parts, part after part, or raise ValueError if outputs or widths differ."""
         outputs = {part.outputs for part in parts}
         if len(outputs) != 1:
             raise ValueError(f"embeddings to concatenate must have the same outputs, found {sorted(outputs)}")
@@ -125,12 +120,13 @@ class Embeddings:
         OSError
             If the disk is full or not writable; new files are then removed.
         """
-        path = Path(path)
+        path, arrays = Path(path), self._arrays()
         if path.suffix == ".npz":
-            save_npz(path, self._arrays())
+            with whole_file(path) as file:
+                write_npz(file, arrays)
         else:
             with locked_folder(path, KIND) as folder:
-                save_parts(folder, KIND, [self._arrays()], {"outputs": list(self.outputs)})
+                save_parts(folder, KIND, [arrays], {"outputs": list(self.outputs)})
 
     @classmethod
     def load(cls, path: str | Path) -> "Embeddings":

@@ -9,18 +9,9 @@ ROWS_PER_STEP = 128  # rows converted at once; their temporary arrays fit in the
 def as_float32(
     stored: NDArray[np.floating] | NDArray[np.int8], scales: NDArray[np.float32] | None = None
 ) -> NDArray[np.float32]:
-    """Return vectors as float32: the array itself if it is float32, else a new one.
+    """Return vectors (N, D) as float32: the array itself if it is float32, else a new one.
 
-    Parameters
-    ----------
-    stored : float or int8 array (N, D)
-        The vectors.
-    scales : float32 array (N,)
-        Factors that dequantize int8 rows.
-
-    Returns
-    -------
-    float32 array (N, D)
+    ``scales`` (N,) are factors that dequantize int8 rows.
 
     Examples
     --------

@@ -85,42 +85,9 @@ def score_pairs(
     passage_index: Sequence[int],
     weights: Weights = DEFAULT_WEIGHTS,
 ) -> Scores:
-    """Score query ``query_index[i]`` with passage ``passage_index[i]``: the same four scores as :func:`score_matrix`.
+    """Score query ``query_index[i]`` with passage ``passage_index[i]``, as :func:`score_matrix`, into (N,) arrays.
 
-    Parameters
-    ----------
-    queries, passages : Embeddings
-        Q and P texts with all three outputs.
-    query_index, passage_index : N ints each
-        Positions in ``queries`` and ``passages``; a text may appear in any number of pairs.
-    weights : Weights
-        Weights of the dense, sparse and multi-vector score in the hybrid score.
-
-    Returns
-    -------
-    Scores
-        Four (N,) arrays.
-
-    Raises
-    ------
-    AttributeError, ValueError
-        As :func:`score_matrix`, and ValueError if the two indexes differ in length.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from scipy.sparse import csr_array
-    >>> from bgem3.scoring.token_vectors import MultiVectors
-    >>> rows = np.eye(2, dtype=np.float32)
-    >>> texts = Embeddings(
-    ...     n_tokens=np.array([2, 2], np.int32),
-    ...     truncated=np.array([False, False]),
-    ...     dense=rows,
-    ...     sparse=csr_array(rows / 2),
-    ...     multivector=MultiVectors.pack([rows[:1], rows]),
-    ... )
-    >>> score_pairs(texts, [0, 0], texts, [0, 1], weights=(1, 1, 2)).hybrid.tolist()
-    [0.8125, 0.5]
+    A text may be in any number of pairs. Raise ValueError if the two indexes differ in length.
     """
     dense = dense_pair_scores(queries.dense[query_index], passages.dense[passage_index])
     sparse = sparse_pair_scores(queries.sparse[query_index], passages.sparse[passage_index])

@@ -15,22 +15,14 @@ DIFFERENT = "ids must be different whole numbers, or different strings"
 
 
 def plain_ids(ids: Iterable[Any] | None, n_texts: int, rule: str = EITHER) -> Sequence[int | str]:
-    """Return ids as ints and strs, which can be written as JSON.
+    """Return ids as ints and strs, which can be written as JSON; None stands for the numbers from 0 on.
 
-    Parameters
-    ----------
-    ids : iterable of N whole numbers or strings
-        Any iterable with a fixed order, of values from Python, NumPy, pandas or Arrow. A UUID becomes a string.
-        None stands for 0 to N - 1.
-    n_texts : int
-        N.
-    rule : str
-        What ids must be, for messages.
+    Values may come from Python, NumPy, pandas or Arrow. A UUID becomes a string.
 
     Raises
     ------
     ValueError
-        If there are not N ids, or an id is neither a whole number nor a string; the message names its position.
+        If ids are not one per text in a fixed order, or an id is neither a whole number nor a string.
     """
     if ids is None:
         return range(n_texts)
@@ -70,12 +62,9 @@ def check_range(ids: Sequence[int | str], numbers: range) -> None:
 
 
 def id_array(ids: Iterable[Any] | None, n_texts: int, first: int) -> NDArray[Any]:
-    """Return distinct ids as an int64 or str array (N,); None stands for the numbers from ``first`` on.
+    """Return ids as an int64 or str array (N,), or raise ValueError if they are not distinct and of one kind.
 
-    Raises
-    ------
-    ValueError
-        As :func:`plain_ids` and :func:`one_kind`, and if an id is repeated.
+    None stands for the numbers from ``first`` on.
     """
     if ids is None:
         return np.arange(first, first + n_texts)

@@ -8,28 +8,15 @@ from typing import Any
 
 from bgem3.scoring.stored_arrays import DAMAGED
 
+VERSION = 1  # the ``format`` of an index
 LARGEST = 64 << 20  # bytes of an index; a million parts take less
 PART = re.compile(r"part-[0-9a-f]{12}")  # no such name leads out of the folder
 
 
-def read_index(path: Path, kind: str, version: int) -> dict[str, Any]:
-    """Return an index with the expected kind and version, whose ``parts`` are distinct names of sub-folders.
+def read_index(path: Path, kind: str) -> dict[str, Any]:
+    """Return an index of the expected kind, whose ``parts`` are distinct names of sub-folders.
 
-    Parameters
-    ----------
-    path : Path
-        The file.
-    kind : str
-        The ``kind`` that it must have.
-    version : int
-        The ``format`` that it must have.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such file.
-    ValueError
-        If it is damaged, or of another kind or format.
+    Raise FileNotFoundError if there is none, and ValueError if it is damaged or of another kind or format.
     """
     if path.is_symlink() and not path.exists():
         raise FileNotFoundError(
@@ -50,9 +37,9 @@ def read_index(path: Path, kind: str, version: int) -> dict[str, Any]:
     if not isinstance(index, dict):
         raise _error(path, kind, f"expected an object, found {index!r:.80}")
     found_format, found_kind = _value(path, kind, index, "format", int), _value(path, kind, index, "kind", str)
-    if (found_format, found_kind) != (version, kind):
+    if (found_format, found_kind) != (VERSION, kind):
         raise ValueError(
-            f"{path.parent} holds {found_kind[:80]} of format {found_format!s:.80}, expected {kind} of format {version}"
+            f"{path.parent} holds {found_kind[:80]} of format {found_format!s:.80}, expected {kind} of format {VERSION}"
         )
     parts = index.get("parts")
     if not isinstance(parts, list) or not all(isinstance(name, str) and PART.fullmatch(name) for name in parts):

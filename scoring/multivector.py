@@ -70,23 +70,7 @@ def multivector_scores(
 def multivector_pair_scores(
     queries: Sequence[NDArray[np.floating]], passages: Sequence[NDArray[np.floating]]
 ) -> NDArray[np.float32]:
-    """Score query i with passage i only: ``s(q, p) = (1/N) Σ_i max_j E_q[i] · E_p[j]``, N the query's vectors.
-
-    Source: arXiv 2402.03216, section 3.2.
-
-    Parameters
-    ----------
-    queries, passages : N float arrays (vectors, D) each, or MultiVectors
-        Rows of unit length.
-
-    Returns
-    -------
-    float32 array (N,); ``-inf`` for a passage and 0 for a query without vectors
-
-    Raises
-    ------
-    ValueError
-        If the counts or widths differ.
+    """Score query i with passage i only, as :func:`multivector_scores`: N texts a side give float32 scores (N,).
 
     Examples
     --------
@@ -116,21 +100,9 @@ def multivector_pair_scores(
 def multivector_candidate_scores(
     query_vectors: NDArray[np.float32], passages: MultiVectors, index: NDArray[np.int64]
 ) -> NDArray[np.float32]:
-    """Score one query with some of the passages: ``(1/N) Σ_i max_j E_q[i] · E_p[j]`` (arXiv 2402.03216, section 3.2).
+    """Score one query's vectors (N, D) with the passages at C positions, as :func:`multivector_scores`.
 
-    Only the candidates' vectors are read.
-
-    Parameters
-    ----------
-    query_vectors : float32 array (N, D)
-        The query's vectors.
-    passages : MultiVectors
-    index : int64 array (C,)
-        Positions of the C candidates in ``passages``.
-
-    Returns
-    -------
-    float32 array (C,)
+    Only the vectors of these candidates are read.
 
     Examples
     --------

@@ -66,12 +66,7 @@ def milvus_rows(embeddings: Encoded, ids: Iterable[int | str] | None = None) -> 
     embeddings : Embeddings
         N texts.
     ids : iterable of N ints or strs
-        All INT64 or all VARCHAR; None for 0 to N - 1.
-
-    Raises
-    ------
-    ValueError
-        As :func:`qdrant_points`, and if the ids are of both kinds.
+        All INT64 or all VARCHAR, else ValueError is raised; None for 0 to N - 1.
     """
     plain = one_kind(plain_ids(ids, len(embeddings)))
     fields = _fields(
@@ -93,12 +88,7 @@ def vespa_documents(embeddings: Encoded, ids: Iterable[int | str] | None = None)
     embeddings : Embeddings
         N texts.
     ids : iterable of N ints or strs
-        Whole numbers and strings; None for 0 to N - 1.
-
-    Raises
-    ------
-    ValueError
-        As :func:`qdrant_points`.
+        Whole numbers and strings, else ValueError is raised; None for 0 to N - 1.
     """
     documents = _fields(
         embeddings,

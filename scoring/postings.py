@@ -59,23 +59,9 @@ class Postings:
         return cls(tokens, starts, passages[~is_entry_common], values[~is_entry_common], common_tokens, common_weights)
 
     def scores(self, query_weights: csr_array) -> NDArray[np.float32]:
-        """Score every query with every passage: ``Σ_t w_q[t] · w_p[t]``, t over the token ids that both have.
+        """Score float32 rows of Q queries with every passage, as :func:`bgem3.scoring.sparse_scores`.
 
-        Source: arXiv 2402.03216, section 3.2.
-
-        Parameters
-        ----------
-        query_weights : float32 csr_array (Q, V)
-            A row per query.
-
-        Returns
-        -------
-        float32 array (Q, P)
-
-        Raises
-        ------
-        ValueError
-            If a posting of a query's token names no passage, because the file that it was read from is damaged.
+        Raise ValueError if a posting names no passage, because the file that it was read from is damaged.
 
         Examples
         --------
@@ -130,19 +116,9 @@ class Postings:
 
 
 def checked_rows(weights: csr_array, dtype: type[np.float32] | None = None) -> csr_array:
-    """Return lexical weights as a csr_array with every index in range; SciPy would write to any other address.
+    """Return lexical weights of any layout as a csr_array, or raise ValueError if an index is out of range.
 
-    Parameters
-    ----------
-    weights : sparse array of any layout, or array (texts, vocabulary)
-        The weights.
-    dtype : type
-        The dtype of the result; None keeps it.
-
-    Raises
-    ------
-    ValueError
-        If an index is out of range, or offsets do not ascend.
+    SciPy would write to the address that such an index leads to.
     """
     try:
         layout = getattr(weights, "format", None)

@@ -7,26 +7,9 @@ from numpy.typing import NDArray
 
 
 def top_k(scores: NDArray[np.float32], k: int) -> NDArray[np.int64]:
-    """Return the columns of each row's k largest scores, largest first; ties are ranked by column.
+    """Return the columns of each row's k largest scores, largest first, as (Q, min(k, P)); ties are ranked by column.
 
-    The result is exact. Partial selection finds the k-th largest score of a row, and only scores that reach it are
-    sorted.
-
-    Parameters
-    ----------
-    scores : float32 array (Q, P)
-        A row per query.
-    k : int
-        At least 1; a row with fewer columns gives all of them.
-
-    Returns
-    -------
-    int64 array (Q, min(k, P))
-
-    Raises
-    ------
-    ValueError
-        If one of the k largest scores is NaN or infinite. A passage without vectors may score ``-inf``.
+    Raise ValueError if one of them is NaN or ``inf``; a passage without vectors may score ``-inf``.
 
     Examples
     --------

@@ -49,14 +49,6 @@ class HybridSearcher:
     Both retrievals are exact. Threads may search, append and save at the same time: a search sees the corpus as it was
     when the search began. Make a searcher with :meth:`build`, or open a saved one with :meth:`open`. The arrays of an
     opened searcher are memory-mapped and read where a search needs them, so a corpus may be larger than memory.
-
-    Parameters
-    ----------
-    corpus : Corpus
-    folder : Path
-        Where the corpus is saved, if it is.
-    names : sequence of str
-        The saved parts' names; they are the corpus's first segments.
     """
 
     def __init__(self, corpus: Corpus, folder: Path | None = None, names: Sequence[str] = ()) -> None:

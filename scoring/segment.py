@@ -16,41 +16,20 @@ NUMBERS = ("vocabulary_size", "storage_error")  # fields that files store as arr
 
 @dataclass(frozen=True, kw_only=True)
 class Segment:
-    """Passages that were added to a corpus together.
+    """The ids and the three outputs of passages that were added to a corpus together."""
 
-    Attributes
-    ----------
-    ids : int64 or str array (P,)
-        The passages' ids.
-    dense : float array (P, D)
-        Rows of unit length.
-    postings : Postings
-        The passages' lexical weights by token id.
-    multivector : MultiVectors
-        The passages' token vectors.
-    vocabulary_size : int
-        How many token ids lexical weights may have.
-    storage_error : float
-        The largest ``‖v - stored v‖`` of the token vectors.
-    """
-
-    ids: NDArray[Any]
-    dense: NDArray[np.float32]
+    ids: NDArray[Any]  # int64 or str (P,)
+    dense: NDArray[np.float32]  # (P, D)
     postings: Postings
     vocabulary_size: int
     multivector: MultiVectors
-    storage_error: float
+    storage_error: float  # the largest ``‖v - stored v‖`` of the token vectors
 
     @classmethod
     def build(cls, passages: Embeddings, ids: NDArray[Any], storage: Storage) -> "Segment":
         """Return the segment of passages, with their lexical weights inverted and their multi-vectors in a storage.
 
-        Raises
-        ------
-        AttributeError
-            If an output is missing.
-        ValueError
-            If the outputs do not fit one another, or the storage is unknown.
+        Raise AttributeError if an output is missing, and ValueError if outputs do not fit one another.
         """
         _check_outputs(passages)
         multivector, error = passages.multivector.without_gaps(), 0.0

@@ -41,23 +41,7 @@ def sparse_scores(query_weights: csr_array, passage_weights: csr_array) -> NDArr
 
 
 def sparse_pair_scores(query_weights: csr_array, passage_weights: csr_array) -> NDArray[np.float32]:
-    """Score query i with passage i only: ``s(q, p) = Σ_t w_q[t] · w_p[t]``, t over the shared token ids.
-
-    Source: arXiv 2402.03216, section 3.2.
-
-    Parameters
-    ----------
-    query_weights, passage_weights : float csr_arrays (N, V)
-        A row per text, a column per token id.
-
-    Returns
-    -------
-    float32 array (N,)
-
-    Raises
-    ------
-    ValueError
-        If the shapes differ, or a matrix holds an index out of range.
+    """Score query i with passage i only, as :func:`sparse_scores`: csr_arrays (N, V) give float32 scores (N,).
 
     Examples
     --------

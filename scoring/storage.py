@@ -26,9 +26,8 @@ from numpy.typing import NDArray
 from bgem3.scoring.array_files import Arrays, map_npy, write_npy
 from bgem3.scoring.atomic_files import is_temporary, whole_file
 from bgem3.scoring.file_system import remove, sync_tree
-from bgem3.scoring.index_file import PART, read_index
+from bgem3.scoring.index_file import PART, VERSION, read_index
 
-FORMAT = 1
 INDEX, LOCK, UNLISTED = "index.json", ".bgem3.lock", ".bgem3.unlisted"
 N_TRIES = 1000  # attempts to read or lock a folder that other processes keep changing; far more than ever needed
 
@@ -38,14 +37,7 @@ def locked_folder(folder: Path, kind: str) -> Iterator[Path]:
     """Lock a folder, made if there is none, so that other processes and threads wait to save to it.
 
     The block gets the folder's real path, with all links followed. If the block raises before the folder's first save,
-    the folder is restored.
-
-    Raises
-    ------
-    ValueError
-        If the folder holds something else.
-    OSError
-        If it is no folder, or cannot be created or written to.
+    the folder is restored. A folder with something else raises ValueError.
     """
     folder = Path(os.path.realpath(folder))
     is_new, is_unlocked = not folder.exists(), not (folder / LOCK).exists()
@@ -71,33 +63,16 @@ def locked_folder(folder: Path, kind: str) -> Iterator[Path]:
 
 def save_parts(
     folder: Path, kind: str, parts: Sequence[Arrays | str], facts: Mapping[str, Any], known: Sequence[str] | None = None
-) -> list[str]:
+) -> None:
     """Replace the parts of a folder; call it inside :func:`locked_folder`.
 
-    Parameters
-    ----------
-    folder : Path
-        A locked folder.
-    kind : str
-        What the parts are; :func:`load_parts` compares it.
-    parts : sequence of Arrays or str
-        Arrays to write, or the name of a part that is in the folder already.
-    facts : mapping
-        Further values for ``index.json``.
-    known : sequence of str
-        The parts that the folder must have if it has any; None allows any.
-
-    Returns
-    -------
-    list of str
-        The parts' names.
+    A part is given by its arrays, or by its name if the folder has it already. ``facts`` are further values for
+    ``index.json``. If the save fails, the new files are removed.
 
     Raises
     ------
     RuntimeError
-        If the folder has other parts than the known ones.
-    OSError
-        If the disk is full or not writable; the new files are then removed.
+        If ``known`` is given and the folder has other parts than these.
     """
     listed = _listed(folder, kind)
     if known is not None and listed and listed != list(known):
@@ -115,25 +90,17 @@ def save_parts(
         for name, part in zip(names, parts, strict=True):
             if not isinstance(part, str):
                 _write_part(folder / name, part)
-        index = {"format": FORMAT, "kind": kind, "parts": names, **facts}
+        index = {"format": VERSION, "kind": kind, "parts": names, **facts}
         with whole_file(folder / INDEX) as file:
             file.write((json.dumps(index, indent=1) + "\n").encode())
     finally:
         _remove_unlisted(folder, _listed(folder, kind))
-    return names
 
 
 def load_parts(folder: Path, kind: str) -> tuple[dict[str, dict[str, NDArray[Any]]], dict[str, Any]]:
-    """Open a folder's parts, memory-mapped and read-only.
+    """Return the memory-mapped arrays of a folder's parts, by part and name, and the values of ``index.json``.
 
     While other processes save, the result is the state before or after a save, never a mixture.
-
-    Returns
-    -------
-    parts : dict of dicts of arrays
-        The arrays of each part, by the part's name, in the order of the index.
-    index : dict
-        The values of ``index.json``.
 
     Raises
     ------
@@ -145,13 +112,13 @@ def load_parts(folder: Path, kind: str) -> tuple[dict[str, dict[str, NDArray[Any
         If the folder changed on every attempt.
     """
     for _ in range(N_TRIES):
-        index = _read_index(folder, kind)
+        index = read_index(folder / INDEX, kind)
         error: Exception | None = None
         try:
             parts = {name: _map_part(folder / name) for name in index["parts"]}
         except (OSError, ValueError) as caught:
             error = caught
-        if _read_index(folder, kind) == index:  # otherwise a save may have removed parts before they were mapped
+        if read_index(folder / INDEX, kind) == index:  # otherwise a save may have removed parts before they were mapped
             if error is not None:
                 raise error
             return parts, index
@@ -167,7 +134,7 @@ def _check_folder(folder: Path, kind: str) -> None:
     if not stat.S_ISDIR(mode):
         raise NotADirectoryError(errno.ENOTDIR, "this is no folder; save to a new one", str(folder))
     if os.path.lexists(folder / INDEX):
-        _read_index(folder, kind)
+        read_index(folder / INDEX, kind)
         return
     own = {LOCK, UNLISTED, *_noted(folder)}  # a first save that was stopped leaves these
     others = sorted(path.name for path in folder.iterdir() if path.name not in own and not is_temporary(path.name))
@@ -192,7 +159,7 @@ def _lock(folder: Path) -> FileLock:
 
 def _listed(folder: Path, kind: str) -> list[str]:
     """Return the names of the parts that a folder's index lists; none if there is no index."""
-    return list(_read_index(folder, kind)["parts"]) if (folder / INDEX).exists() else []
+    return list(read_index(folder / INDEX, kind)["parts"]) if (folder / INDEX).exists() else []
 
 
 def _noted(folder: Path) -> list[str]:
@@ -227,7 +194,3 @@ def _map_part(folder: Path) -> dict[str, NDArray[Any]]:
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is missing, but {INDEX} lists it; save everything again to a new folder")
     return {path.stem: map_npy(path) for path in sorted(folder.glob("*.npy"))}
-
-
-def _read_index(folder: Path, kind: str) -> dict[str, Any]:
-    return read_index(folder / INDEX, kind, FORMAT)

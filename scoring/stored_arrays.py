@@ -15,23 +15,12 @@ FLOATS = ("float16", "float32", "float64")
 INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
 OFFSETS = ("int32", "int64")
 DAMAGED = "the file is damaged: save or copy it again"
-LARGEST_VOCABULARY = (
-    1 << 24
-)  # token ids; 67 times BGE-M3's vocabulary, while an array with a number per token id stays small
+# token ids; 67 times BGE-M3's vocabulary, while an array with a number per token id stays small
+LARGEST_VOCABULARY = 1 << 24
 
 
 class StoredArrays:
-    """The arrays of one file or folder.
-
-    Parameters
-    ----------
-    arrays : Mapping[str, NDArray]
-        The arrays by their names in the file.
-    where : Path or str
-        The file or folder, for messages.
-    advice : str
-        What a wrong array means and what to do about it, for messages.
-    """
+    """The arrays of one file or folder; messages name it and give the advice."""
 
     def __init__(self, arrays: Mapping[str, NDArray[Any]], where: object, advice: str = DAMAGED) -> None:
         self._arrays = arrays
@@ -104,10 +93,7 @@ class StoredArrays:
     def lexical_weights(self, n_texts: int) -> csr_array:
         """Return the matrix (n_texts, V) stored in ``sparse_data``, ``_indices``, ``_indptr`` and ``_shape``.
 
-        Raises
-        ------
-        ValueError
-            As :meth:`take`, and if an index is out of range, a text has a token id twice, or offsets do not ascend.
+        Raise ValueError as :meth:`take`, and if an index is out of range or a text has a token id twice.
         """
         data = self.take("sparse_data", FLOATS, (None,))
         indices = self.take("sparse_indices", OFFSETS, data.shape)
@@ -126,13 +112,7 @@ class StoredArrays:
         return weights
 
     def order_within_rows(self, name: str, offsets: NDArray[np.integer]) -> NDArray[np.int64]:
-        """Return a permutation of all entries' positions that keeps each row's entries within the row.
-
-        Raises
-        ------
-        ValueError
-            As :meth:`take`, and if a position is repeated, out of range or in another row.
-        """
+        """Return a permutation of all entries' positions, or raise ValueError if one leaves its row or is repeated."""
         order = self.take(name, OFFSETS, (int(offsets[-1]),))
         rows = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
         if len(order) and (order.min() < 0 or order.max() >= len(order)):
@@ -147,14 +127,7 @@ class StoredArrays:
 def wrong_offsets(offsets: NDArray[np.integer], n_entries: int, *, has_gaps: bool = False) -> str | None:
     """Return what is wrong with the offsets of rows, or None if they ascend from 0 to ``n_entries``.
 
-    Parameters
-    ----------
-    offsets : integer array (N + 1,)
-        Row i has the entries ``offsets[i]:offsets[i + 1]``.
-    n_entries : int
-        How many entries there are.
-    has_gaps : bool
-        Whether entries before the first row and after the last row may belong to no row.
+    With ``has_gaps``, entries before the first row and after the last row may belong to no row.
 
     Examples
     --------

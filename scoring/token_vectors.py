@@ -42,14 +42,9 @@ class MultiVectors(Sequence[NDArray[np.float32]]):
 
     @classmethod
     def pack(cls, texts: Sequence[NDArray[np.floating]]) -> "MultiVectors":
-        """Pack one array (M_i, D) per text; MultiVectors are returned as they are.
+        """Pack one array (M_i, D) per text, or raise ValueError if the widths differ; MultiVectors stay as they are.
 
         The storage is float16 if every array is float16, else float32.
-
-        Raises
-        ------
-        ValueError
-            If an array is not 2-D or the widths differ.
         """
         if isinstance(texts, cls):
             return texts
@@ -63,26 +58,16 @@ class MultiVectors(Sequence[NDArray[np.float32]]):
                 f"{sorted({a.shape for a in arrays})[:5]}"
             )
         offsets = np.cumsum([0] + [len(a) for a in arrays], dtype=np.int64)
-        return cls(
-            arrays[0] if len(arrays) == 1 else np.concatenate(arrays or [np.empty((0, 0), np.float32)]),
-            offsets,
-        )
+        return cls(arrays[0] if len(arrays) == 1 else np.concatenate(arrays or [np.empty((0, 0), np.float32)]), offsets)
 
     @classmethod
     def concatenate(cls, parts: Sequence["MultiVectors"]) -> "MultiVectors":
-        """Return the texts of all parts, one after another.
-
-        Raises
-        ------
-        ValueError
-            If there is no part, or the parts' widths or storage differ.
-        """
+        """Return the texts of all parts, one after another, or raise ValueError if widths or storage differ."""
         kinds = {(part.storage, part.packed.shape[1]) for part in parts if len(part)}
         if len(kinds) > 1 or not parts:
             raise ValueError(f"multi-vectors must have one storage and width, found {sorted(kinds)}")
-        parts = [part.without_gaps() for part in parts if len(part)] or parts[
-            :1
-        ]  # parts of no texts may have any width
+        filled = [part.without_gaps() for part in parts if len(part)]
+        parts = filled or parts[:1]  # parts of no texts may have any width
         starts = np.cumsum([0] + [len(part.packed) for part in parts])
         offsets = [part.offsets[1:] + start for part, start in zip(parts, starts, strict=False)]
         scales = [part.scales for part in parts if part.scales is not None]
@@ -144,12 +129,7 @@ class MultiVectors(Sequence[NDArray[np.float32]]):
         """Return a copy in another storage, and its error: the largest distance ``‖v - stored v‖`` over the vectors.
 
         By the Cauchy-Schwarz inequality, no MaxSim score of unit query vectors changes by more than this distance.
-        Each int8 row is scaled so that its largest absolute value becomes 127.
-
-        Raises
-        ------
-        ValueError
-            If the storage is unknown.
+        Each int8 row is scaled so that its largest absolute value becomes 127. An unknown storage raises ValueError.
         """
         if storage not in STORAGES:
             raise ValueError(f"storage must be one of {STORAGES}, found {storage!r}")

@@ -52,17 +52,9 @@ class Tuning:
         return {**ALONE, "equal": EQUAL, "tuned": self.weights}
 
     def plot(self, path: str | Path) -> None:
-        """Plot the quality over the simplex of weights.
+        """Plot the quality over the simplex of weights, or raise ImportError if matplotlib is not installed.
 
-        Parameters
-        ----------
-        path : str or Path
-            The file; its suffix names the format. Without a suffix, ".png" is appended.
-
-        Raises
-        ------
-        ImportError
-            If matplotlib is not installed.
+        The suffix of ``path`` names the format. Without a suffix, ".png" is appended.
         """
         try:
             from matplotlib.figure import Figure

@@ -2,33 +2,25 @@
 
 import io
 import os
-import shutil
 import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from bgem3.scoring import Embeddings
 from bgem3.scoring.storage import INDEX
 from tests.scoring.corpus import make_embeddings
-from tests.scoring.damage import N_TEXTS, outcome, outcomes, part_of, use_embeddings
+from tests.scoring.damage import N_TEXTS, part_of
 
 HEADERS = {
     "nested": "(" * 9000,
-    "signs": "(" + "-" * 9000 + "1,)}",
-    "not ended": "(",
     "huge": "(1000000000000,)}",
-    "larger than int64": "(" + "9" * 40 + ",)}",
     "negative": "(-1, -4)}",
 }
 WHOLE_HEADERS = {
     "empty descr": "{'descr': (), 'fortran_order': False, 'shape': (1,)}",
-    "unknown descr": "{'descr': 'zz9', 'fortran_order': False, 'shape': (1,)}",
-    "a list": "[1, 2, 3]",
     "an expression": "__import__('os').getcwd()",
 } | {name: "{'descr': '<f4', 'fortran_order': False, 'shape': " + shape for name, shape in HEADERS.items()}
 
@@ -69,52 +61,25 @@ def damaged_npz() -> dict[str, bytes]:
     encrypted[encrypted.index(b"PK\x01\x02") + 8] |= 1
     return {
         "nothing": b"",
-        "text": b"n_tokens, dense",
         "a .npy file": npy.getvalue(),
         "pickled": pickled.getvalue(),
         "half": content[: len(content) // 2],
-        "without its last byte": content[:-1],
         "a byte of a value changed": flipped(content, content.index(dense.tobytes()[:16])),
-        "half of the compressed": compressed[: len(compressed) // 2],
         "a compressed byte changed": flipped(compressed, compressed.index(b"dense.npy") + 60),
         "encrypted": bytes(encrypted),
         "no member": npz_of({}),
-        "a member that is no array": npz_of({"n_tokens.npy": b"hello"}),
         "a member cut short": npz_of({"n_tokens.npy": npy.getvalue()[:-5]}),
         "a bomb": npz_of({"dense.npy": bytes(128 << 20)}, compression=zipfile.ZIP_DEFLATED),
     } | {f"a header, {name}": npz_of({"n_tokens.npy": npy_of(header)}) for name, header in WHOLE_HEADERS.items()}
 
 
-def test_a_damaged_npz_file_is_not_loaded(tmp_path: Path) -> None:
-    paths = {name: tmp_path / f"{name}.npz" for name in damaged_npz()}
-    for name, content in damaged_npz().items():
-        paths[name].write_bytes(content)
-    for name, found in outcomes(use_embeddings, paths).items():
-        assert found.startswith(f"ValueError: {paths[name]}"), found
-        assert "save it again" in found or "no array 'n_tokens'" in found
-
-
-def test_a_npy_file_with_a_damaged_header_is_not_mapped(tmp_path: Path) -> None:
-    make_embeddings(0, N_TEXTS).save(tmp_path / "whole")
-    folders = {name: shutil.copytree(tmp_path / "whole", tmp_path / name) for name in WHOLE_HEADERS}
-    for name, folder in folders.items():
-        (part_of(folder) / "n_tokens.npy").write_bytes(npy_of(WHOLE_HEADERS[name]))
-    for name, found in outcomes(use_embeddings, folders).items():
-        assert found.startswith(f"ValueError: {part_of(folders[name]) / 'n_tokens.npy'} is damaged ("), found
-
-
-@given(data=st.data())
-@settings(max_examples=60, deadline=None)
-def test_an_npz_file_with_changed_bytes_is_refused_or_harmless(
-    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
-) -> None:
-    content = bytearray(saved_npz())
-    for _ in range(data.draw(st.integers(1, 3))):
-        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
-    path = tmp_path_factory.getbasetemp() / "changed.npz"
-    path.write_bytes(content[: data.draw(st.sampled_from([len(content), len(content), len(content) // 3]))])
-    found = outcome(use_embeddings, path)
-    assert found == "" or found.startswith("ValueError: "), found
+@pytest.mark.parametrize(("name", "content"), damaged_npz().items(), ids=damaged_npz())
+def test_a_damaged_npz_file_is_not_loaded(name: str, content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / f"{name}.npz"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"save it again|no array 'n_tokens'") as refusal:
+        Embeddings.load(path)
+    assert str(refusal.value).startswith(str(path))
 
 
 def test_compressed_and_fortran_ordered_arrays_are_loaded(tmp_path: Path) -> None:
@@ -124,16 +89,20 @@ def test_compressed_and_fortran_ordered_arrays_are_loaded(tmp_path: Path) -> Non
     np.testing.assert_array_equal(Embeddings.load(tmp_path / "other.npz").dense, embeddings.dense)
 
 
-@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
-def test_what_is_no_regular_file_is_refused_and_never_waited_for(tmp_path: Path, make: Any) -> None:
-    make(tmp_path / "file.npz")
-    for name in ("no array", "no index"):
+def test_what_is_no_regular_file_is_refused_and_never_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "file.npz")
+    for name in ("no array", "no index", "bad header"):
         make_embeddings(0, N_TEXTS).save(tmp_path / name)
     dense, index = part_of(tmp_path / "no array") / "dense.npy", tmp_path / "no index" / INDEX
     for path in (dense, index):
         path.unlink()
-        make(path)
-    found = outcomes(use_embeddings, {name: tmp_path / name for name in ("file.npz", "no array", "no index")})
-    assert "is no regular file" in found["file.npz"]
-    assert found["no array"].startswith(f"ValueError: {dense} is damaged (no regular file)")
-    assert found["no index"].startswith(f"ValueError: {index} is damaged: it is no regular file")
+        os.mkfifo(path)
+    (part_of(tmp_path / "bad header") / "dense.npy").write_bytes(npy_of(WHOLE_HEADERS["an expression"]))
+    for name, message in (
+        ("file.npz", "is no regular file"),
+        ("no array", rf"^{dense} is damaged \(no regular file\)"),
+        ("no index", rf"^{index} is damaged: it is no regular file"),
+        ("bad header", r"dense.npy is damaged \("),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Embeddings.load(tmp_path / name)

@@ -3,9 +3,9 @@
 import copy
 import os
 import pickle
+import signal
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -42,9 +42,8 @@ def in_threads(*calls: Callable[[], None]) -> None:
             future.result(120)
 
 
-@pytest.mark.parametrize("saves", [False, True])
 @pytest.mark.parametrize("n_repeats", [1, pytest.param(30, marks=pytest.mark.stress)])
-def test_a_search_sees_the_corpus_before_or_after_an_append(n_repeats: int, saves: bool, tmp_path: Path) -> None:
+def test_a_search_sees_the_corpus_before_or_after_an_append(n_repeats: int) -> None:
     """Compare every search with those of the corpora that there are before and after each append."""
     grown = HybridSearcher.build(PARTS[0])
     expected = {by: [bits(grown.search(QUERIES, 3, by=by))] for by in BYS}
@@ -59,8 +58,6 @@ def test_a_search_sees_the_corpus_before_or_after_an_append(n_repeats: int, save
             try:
                 for part in PARTS[1:]:
                     searcher.append(part)
-                    if saves:
-                        searcher.save(tmp_path / "index")
             finally:
                 is_done.set()
 
@@ -68,15 +65,17 @@ def test_a_search_sees_the_corpus_before_or_after_an_append(n_repeats: int, save
             seen, is_last = 0, False
             while not is_last:
                 is_last = is_done.is_set()
-                n_passages, ids = len(searcher), searcher.ids
-                assert len(ids) >= n_passages
-                assert len(ids) % 5 == 0
                 for by in BYS:
                     seen = expected[by].index(bits(searcher.search(QUERIES, 3, by=by)), seen)  # never an older one
             assert seen == len(PARTS) - 1
 
         in_threads(append, search, search)
-    assert not saves or len(HybridSearcher.open(tmp_path / "index")) == 5 * len(PARTS)
+
+
+@pytest.mark.parametrize("n_repeats", [3, pytest.param(200, marks=pytest.mark.stress)])
+def test_appends_at_once_lose_nothing_and_take_no_id_twice(n_repeats: int) -> None:
+    for _ in range(n_repeats):
+        append_at_once()
 
 
 def append_at_once() -> None:
@@ -96,12 +95,6 @@ def append_at_once() -> None:
     in_threads(*[append] * 4)
     assert searcher.ids.tolist() == [*range(5 * (1 + 4 * len(PARTS))), *ids], "each took the next numbers"
     assert refused == [f"ids must be new, but {ids} are in the corpus"] * 3
-
-
-@pytest.mark.parametrize("n_repeats", [3, pytest.param(200, marks=pytest.mark.stress)])
-def test_appends_at_once_lose_nothing_and_take_no_id_twice(n_repeats: int) -> None:
-    for _ in range(n_repeats):
-        append_at_once()
 
 
 def test_passages_that_are_appended_while_threads_save_are_not_lost(tmp_path: Path) -> None:
@@ -149,14 +142,9 @@ def test_a_child_that_is_forked_during_an_append_can_append() -> None:
     is_locked.wait(60)
     child = os.fork()
     if not child:
+        signal.alarm(60)
         searcher.append(PARTS[1])
         os._exit(int(len(searcher) != 10))
     is_forked.set()
     thread.join()
-    deadline = time.monotonic() + 60
-    while not (ended := os.waitpid(child, os.WNOHANG))[0] and time.monotonic() < deadline:
-        time.sleep(0.01)
-    if not ended[0]:
-        os.kill(child, 9)
-        os.waitpid(child, 0)
-    assert ended == (child, 0), "the child hangs or failed"
+    assert os.waitpid(child, 0)[1] == 0, "the child hangs or failed"

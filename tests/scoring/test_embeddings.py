@@ -1,8 +1,6 @@
 """Embeddings keep their values through slicing, joining, saving, and the forms of other libraries."""
 
 import json
-import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,14 +15,6 @@ from tests.scoring.corpus import make_embeddings
 
 FOLDER_AND_FILE = pytest.mark.parametrize("name", ["saved", "saved.npz"])
 quick = settings(max_examples=20, deadline=None)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def no_wait_for_the_disk() -> Iterator[None]:
-    """Save without waiting for the disk, which takes most of the time of these tests."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "fsync", lambda descriptor: None)
-        yield
 
 
 def assert_same_texts(found: Embeddings, expected: Embeddings, texts: list[int]) -> None:
@@ -82,6 +72,8 @@ def test_outputs_not_held_are_not_saved_and_compressed_vectors_stay_compressed(t
     Embeddings(n_tokens=full.n_tokens, truncated=full.truncated, multivector=vectors).save(tmp_path / name)
     loaded = Embeddings.load(tmp_path / name)
     assert loaded.outputs == ("multivector",)
+    assert loaded.to_qdrant()[3]["vector"].keys() == {"multivector"}
+    assert loaded.to_flag()["lexical_weights"] is None
     assert loaded.multivector.storage == "int8"
     np.testing.assert_array_equal(loaded.multivector[3], vectors[3])
 
@@ -117,15 +109,6 @@ def test_concatenation_refuses_parts_that_do_not_belong_together() -> None:
         Embeddings.concatenate([])
     with pytest.raises(ValueError, match=r"one storage and width, found .*float16"):
         MultiVectors.concatenate([full.multivector, full.multivector.stored_as("float16")[0]])
-
-
-def test_only_encoded_outputs_are_in_the_payloads() -> None:
-    full = make_embeddings(2, 4)
-    dense = Embeddings(n_tokens=full.n_tokens, truncated=full.truncated, dense=full.dense)
-    assert dense.to_qdrant()[3]["vector"].keys() == {"dense"}
-    assert dense.to_milvus()[3].keys() == {"id", "dense"}
-    assert dense.to_vespa()[3]["fields"].keys() == {"dense"}
-    assert dense.to_flag()["lexical_weights"] is None
 
 
 def test_payloads_hold_every_output_as_plain_numbers() -> None:

@@ -1,12 +1,9 @@
 """Ids of texts: whatever iterable holds them, they are plain numbers or strings, or refused with their position."""
 
-import array
-import functools
 import itertools
 import json
 import uuid
 from collections.abc import Callable
-from enum import IntEnum
 from typing import Any
 
 import numpy as np
@@ -24,33 +21,20 @@ TEXTS = make_embeddings(0, 2)
 UUIDS = [str(uuid.UUID(int=1)), str(uuid.UUID(int=2))]
 
 
-class Number(IntEnum):
-    THREE = 3
-    FOUR = 4
-
-
 NUMBERS: dict[str, Callable[[], Any]] = {
-    "list": lambda: [3, 4],
-    "range": lambda: range(3, 5),
     "generator": lambda: (i for i in (3, 4)),
-    "enum": lambda: list(Number),
-    "array.array": lambda: array.array("i", [3, 4]),
     "memoryview": lambda: memoryview(bytes([3, 4])),
-    "pandas Series": lambda: pandas.Series([3, 4], index=["x", "y"]),
-    "pandas nullable": lambda: pandas.Series([3, 4], dtype="Int64"),
-    "pyarrow": lambda: pyarrow.array([3, 4]),
-    "pyarrow chunked": lambda: pyarrow.chunked_array([[3], [4]]),
+    "pandas": lambda: pandas.Series([3, 4], index=["x", "y"], dtype="Int64"),
+    "pyarrow": lambda: pyarrow.chunked_array([[3], [4]]),
     "torch": lambda: torch.tensor([3, 4]),
-    **{dtype: functools.partial(np.array, [3, 4], dtype) for dtype in ("i1", "u2", "i4", "i8", "u8", ">i4", "O")},
+    "numpy": lambda: np.array([3, 4], ">i4"),
+    "numpy objects": lambda: np.array([3, 4], "O"),
 }
 STRINGS: dict[str, Callable[[], Any]] = {
-    "list": lambda: UUIDS,
     "numpy": lambda: np.array(UUIDS),
     "UUIDs": lambda: [uuid.UUID(text) for text in UUIDS],
-    "pandas": lambda: pandas.Series(UUIDS),
-    "pandas categories": lambda: pandas.Series(UUIDS, dtype="category"),
+    "pandas": lambda: pandas.Series(UUIDS, dtype="category"),
     "pyarrow": lambda: pyarrow.array(UUIDS),
-    "generator": lambda: (text for text in UUIDS),
 }
 
 
@@ -74,22 +58,13 @@ def test_ids_of_any_iterable_become_plain_numbers_or_strings(ids: Callable[[], A
 
 REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "bool": (lambda: [0, True], "found bool True at position 1"),
-    "float": (lambda: [1, 2.5], "found float 2.5 at position 1"),
     "NaN": (lambda: pandas.Series([1, None]), "found float .* at position 0"),
-    "None": (lambda: ["a", None], "found NoneType None at position 1"),
-    "pyarrow null": (lambda: pyarrow.array([1, None]), "found NoneType None at position 1"),
-    "bytes": (lambda: [b"a", b"b"], "found bytes b'a' at position 0"),
-    "objects": (lambda: [1, {}], "found dict {} at position 1"),
+    "null": (lambda: pyarrow.array([1, None]), "found NoneType None at position 1"),
     "rank 2": (lambda: np.array([[1], [2]]), "a list of one id per text, found ndarray"),
-    "rank 0": (lambda: np.array(1), "a list of one id per text, found ndarray"),
-    "DataFrame": (lambda: pandas.DataFrame({"id": [1, 2], "text": ["a", "b"]}), "found DataFrame"),
     "str": (lambda: "ab", "found str 'ab'"),
     "set": (lambda: {1, 2}, "found set"),
-    "dict": (lambda: {1: "a", 2: "b"}, "found dict"),
     "number": (lambda: 5, "found int 5"),
-    "a table's columns": (lambda: pyarrow.table({"id": [1, 2]}), "one per text, found 1 for 2 texts"),
     "too few": (lambda: [1], "one per text, found 1 for 2 texts"),
-    "too many": (lambda: [1, 2, 3], "one per text, found more than 2 for 2 texts"),
     "without end": (itertools.count, "one per text, found more than 2 for 2 texts"),
 }
 
@@ -107,11 +82,7 @@ def test_what_is_no_list_of_ids_is_refused_with_the_position(ids: Callable[[], A
     ("ids", "message"),
     [
         ([1, "a"], "all of one kind, found 1 at position 0 and 'a' at position 1"),
-        (["a", 1], "all of one kind, found 'a' at position 0 and 1 at position 1"),
-        (np.array(["a", 1], "O"), "all of one kind"),
-        (np.array([0, 2**63], "u8"), "found 9223372036854775808 at position 1; pass them as strings"),
-        ([0, -(2**63) - 1], "found -9223372036854775809 at position 1"),
-        ([10**30, 0], "at position 0"),
+        ([0, -(2**63) - 1], "found -9223372036854775809 at position 1; pass them as strings"),
     ],
 )
 def test_ids_that_one_array_cannot_hold_are_refused_by_search_and_milvus(ids: Any, message: str) -> None:
@@ -123,7 +94,6 @@ def test_ids_that_one_array_cannot_hold_are_refused_by_search_and_milvus(ids: An
 @pytest.mark.parametrize(
     ("ids", "message"),
     [
-        ([7, 7], "different whole numbers, or different strings, found 7 at positions 0 and 1"),
         (["a", "a"], "different strings, found 'a' at positions 0 and 1"),
         (["a\0", "b"], "must not end with a NUL character, found 'a.x00' at position 0"),
     ],

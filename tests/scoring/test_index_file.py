@@ -5,8 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from bgem3.scoring import HybridSearcher
 from bgem3.scoring.storage import INDEX
@@ -15,16 +13,12 @@ from tests.scoring.damage import outcome, use_searcher
 
 PART = "part-0123456789ab"
 INDEX_VALUES: dict[str, list[Any]] = {
-    "format": [None, "1", True, 1.0, [1], -1, 99, 10**400],
-    "kind": [None, 1, "embeddings", ["hybrid searcher"], ""],
-    "parts": [
-        None, {}, PART, 3, [], [1], [None], [[PART]], [""], ["."], [".."], ["victim"], ["../victim"], ["/etc"],
-        [PART + "/.."], [PART + "\n"], ["a\\b"], ["part-\0"], ["part-" + "0" * 4000], [PART, PART],
-    ],
-    "n_passages": [None, "9", True, 9.0, -1, 8, 10, 10**30, []],
-}  # fmt: skip
-CONTENTS = [b"", b"{", b"[]", b"null", b"3", b'"parts"', b"\xff\xfe", bytes(9), b"[" * 100_000, b'{"a":' * 100_000,
-            b"1" * 10_000, b"NaN", b"{}" * 2]  # fmt: skip
+    "format": [None, "1", True, 99],
+    "kind": [None, 1, "embeddings"],
+    "parts": [None, {}, PART, [], [1], [[PART]], [""], [".."], ["victim"], ["/etc"], [PART + "/.."], [PART, PART]],
+    "n_passages": [None, "9", True, 8, 10**30],
+}
+CONTENTS = [b"", b"[]", b"null", b"\xff\xfe", bytes(9), b"[" * 100_000, b"1" * 10_000, b"{}" * 2]
 
 
 def make_searcher() -> HybridSearcher:
@@ -53,21 +47,3 @@ def test_an_index_with_a_value_that_does_not_fit_is_refused_and_nothing_is_delet
             assert outcome(make_searcher().save, index.parent).startswith("ValueError: ")
         index.write_text(whole)
     assert sorted(index.parent.parent.rglob("*")) == before
-
-
-json_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9) | st.just(PART),
-    lambda values: st.lists(values, max_size=3) | st.dictionaries(st.text(max_size=5), values, max_size=3),
-    max_leaves=5,
-)
-
-
-@given(changes=st.dictionaries(st.sampled_from([*INDEX_VALUES]), json_values, min_size=1))
-@settings(max_examples=60, deadline=None)
-def test_no_json_in_an_index_ends_in_anything_but_a_refusal(index: Path, changes: dict[str, Any]) -> None:
-    whole = index.read_text()
-    index.write_text(json.dumps(json.loads(whole) | changes))
-    found = outcome(use_searcher, index.parent)
-    index.write_text(whole)
-    is_same = json.dumps(json.loads(whole) | changes) == json.dumps(json.loads(whole))
-    assert is_same if not found else found.startswith(("ValueError: ", "FileNotFoundError: ")), found

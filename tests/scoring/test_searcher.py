@@ -21,7 +21,6 @@ from bgem3.scoring import (
     sparse_scores,
 )
 from bgem3.scoring.corpus import BYS, By
-from bgem3.scoring.ranking import top_k
 from bgem3.scoring.token_vectors import STORAGES, Storage
 from tests.scoring.corpus import make_embeddings
 
@@ -46,15 +45,6 @@ def widened(texts: Embeddings) -> Embeddings:
     n_texts, n_tokens = texts.sparse.shape
     texts.sparse.resize((n_texts, n_tokens + 1))
     return texts
-
-
-@given(
-    rows=st.lists(st.lists(st.sampled_from([-np.inf, -1.0, 0.0, 0.5, 2.0]), min_size=4, max_size=4), max_size=3),
-    k=st.integers(1, 6),
-)
-def test_top_k_equals_sorting_ties_by_column(rows: list[list[float]], k: int) -> None:
-    scores = np.array(rows, np.float32).reshape(len(rows), 4)
-    assert top_k(scores, k).tolist() == [plain_top(row, k) for row in scores]
 
 
 @given(

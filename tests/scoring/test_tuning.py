@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bgem3.scoring import dense_scores, hybrid_scores, multivector_scores, sparse_scores, tune_weights
+from bgem3.scoring import tune_weights
+from bgem3.scoring.hybrid import score_matrix
 from bgem3.scoring.ranking import quality
 from tests.scoring.corpus import make_embeddings
 
@@ -38,30 +39,19 @@ def test_metrics_equal_their_definitions_in_plain_python(rows: list[list[float]]
 def test_tuning_is_at_least_as_good_as_every_score_alone_and_reports_what_it_tried(tmp_path: Path) -> None:
     """Passages are judged by a hybrid of known weights, which tuned weights must rank nearly as well as."""
     queries, passages, planted = make_embeddings(1, 60), make_embeddings(2, 30), (0.2, 0.5, 0.3)
-    parts = (
-        dense_scores(queries.dense, passages.dense),
-        sparse_scores(queries.sparse, passages.sparse),
-        multivector_scores(queries.multivector, passages.multivector),
-    )
-    judgments = [{int(best): 1.0} for best in hybrid_scores(*parts, planted).argmax(axis=1)]
+    judgments = [{int(best): 1.0} for best in score_matrix(queries, passages, planted).hybrid.argmax(axis=1)]
     tuning = tune_weights(queries, passages, judgments, "mrr@10")
     assert sum(tuning.weights) == pytest.approx(1)
     assert tuning.quality["tuned"] == max(tuning.tried.values()) > 0.97
     assert tuning.quality["tuned"] > max(tuning.quality[name] for name in ("dense", "sparse", "multivector", "equal"))
     for weights in (tuning.weights, (1.0, 0.0, 0.0)):
-        value = quality(hybrid_scores(*parts, weights), judgments, "mrr@10").mean()
+        value = quality(score_matrix(queries, passages, weights).hybrid, judgments, "mrr@10").mean()
         assert tuning.tried[weights] == pytest.approx(value)
     table = tuning.table().splitlines()
     assert table[0] == "| score | dense, sparse, multi-vector | mrr@10 |"
     assert table[-1].endswith(f"| {tuning.quality['tuned']:.4f} |")
     tuning.plot(tmp_path / "tuning.png")
     assert (tmp_path / "tuning.png").read_bytes().startswith(b"\x89PNG")
-
-
-def test_equally_good_weights_are_resolved_towards_equal_ones() -> None:
-    queries = make_embeddings(1, 4)
-    tuning = tune_weights(queries, queries, [{i: 1.0} for i in range(4)], "recall@4")  # always 1
-    assert tuning.weights == pytest.approx((1 / 3, 1 / 3, 1 / 3))
 
 
 def test_plotting_without_matplotlib_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,9 +66,7 @@ def test_plotting_without_matplotlib_says_what_to_install(tmp_path: Path, monkey
     ("call", "message"),
     [
         (lambda e: tune_weights(e, e, [{0: 1.0}] * 3, "ndcg"), "metric must be 'ndcg@k', .* found 'ndcg'"),
-        (lambda e: tune_weights(e, e, [{0: 1.0}] * 3, "mrr@0"), "a k of at least 1, found 'mrr@0'"),
         (lambda e: tune_weights(e, e, [{0: 1.0}]), "one mapping per query, found 1 for 3 queries"),
-        (lambda e: tune_weights(e, e, [{0: 1.0}, {}, {0: 1.0}]), r"judgments of query 1 .* at least one, found \{\}"),
         (lambda e: tune_weights(e, e, [{0: 1.0}, {0: 1.0}, {3: 1.0}]), r"query 2 must map passage numbers below 3"),
         (lambda e: tune_weights(e, e, [{0: 0.0}] * 3), r"gains above 0, at least one, found \{0: 0.0\}"),
         (lambda e: tune_weights(e[:0], e, []), "at least one query with a judged passage, found none"),
