@@ -12,7 +12,7 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-from benchmarks.results import Report, machine, timings
+from benchmarks.tables import Report, machine, timings
 
 Chart = dict[str, Any]
 """``title``, and ``bars``, a value by encoder."""

@@ -4,15 +4,18 @@ A document says where a table goes: ``<!-- bench:readme -->`` ... ``<!-- /bench 
 """
 
 import argparse
+import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
 from benchmarks import charts, tables
-from benchmarks.results import FIRST, RESULTS, Report, failures, machine, read_reports
+from benchmarks.tables import Report, failures, machine
 
 ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks/results"
+FIRST = "cpu"  # the report that the README and docs/measurements.md quote; the page begins with it
 PAGE, INTRODUCTION = "benchmarks/README.md", Path(__file__).with_name("introduction.md")
 DOCUMENTS = ("README.md", "docs/measurements.md")
 MARKED = re.compile(r"(<!-- bench:(\S+) -->\n).*?(<!-- /bench -->)", re.DOTALL)
@@ -42,10 +45,17 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def stale_files() -> dict[Path, str | charts.Chart]:
-    """Return what the documents and charts should hold that are not what the reports give.
+def read_reports() -> dict[str, Report]:
+    """Return the comparisons of encoders in benchmarks/results by their files' names, the quoted one first."""
+    found = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob("*.json"))}
+    names = sorted((name for name in found if "encoders" in found[name]), key=lambda name: name != FIRST)
+    return {name: found[name] for name in names}
 
-    A chart is compared by its data: its bytes depend on matplotlib's version.
+
+def stale_files() -> dict[Path, str | charts.Chart]:
+    """Return the documents and charts that are not what the reports give, with what they should hold.
+
+    Charts are compared by their data: their bytes depend on matplotlib's version.
     """
     reports = read_reports()
     texts = {ROOT / PAGE: page(reports)}
