@@ -1,4 +1,4 @@
-"""Comparison: encoders beside each other, each in a process of its own, in interleaved turns."""
+"""Compare encoders: each runs in a process of its own, in interleaved turns."""
 
 import json
 import os
@@ -40,10 +40,6 @@ class Encoder:
         """The name that is shown."""
         return f"{self.peer.label} {self.precision}"
 
-    def described(self) -> dict[str, Any]:
-        """Return the beginning of this encoder's part of a report."""
-        return {"kind": self.peer.name, "label": self.peer.label, "precision": self.precision, "scenarios": {}}
-
 
 def choose_encoders(names: Sequence[str], precisions: Sequence[str]) -> list[Encoder]:
     """Return bgem3 in its precisions, then the peers named.
@@ -72,13 +68,12 @@ def choose_encoders(names: Sequence[str], precisions: Sequence[str]) -> list[Enc
 
 @dataclass(kw_only=True)
 class Comparison:
-    """Compares the outputs of encoders, and times them; `report` is written after every step.
+    """Compare the outputs of encoders, and time them; `report` is written to `path` after every step.
 
     Attributes
     ----------
-    report : what is known before; ``encoders`` and ``cpus_used_by_others`` are added
-    path : JSON file for the report
-    scenarios : by name, `MIX` among them; those that the report has are timed
+    report : the description of the machine and the scenarios; ``encoders`` and ``cpus_used_by_others`` are added
+    scenarios : by name, with `MIX`; only scenarios that the report describes are timed
     settings : what every encoder is told
     work : folder for what the encoders prepare
     environments : folder of their Python environments; None for this Python
@@ -97,8 +92,10 @@ class Comparison:
 
     def run(self) -> None:
         """Check every encoder, float32 first, and then take all turns, every second one in reverse order."""
-        self.report |= {"encoders": {encoder.label: encoder.described() for encoder in self.encoders}}
-        self.report["cpus_used_by_others"] = []
+        self.report |= {"encoders": {}, "cpus_used_by_others": []}
+        for encoder in self.encoders:
+            names = {"kind": encoder.peer.name, "label": encoder.peer.label, "precision": encoder.precision}
+            self.report["encoders"][encoder.label] = names | {"scenarios": {}}
         for encoder in sorted(self.encoders, key=lambda encoder: encoder.precision != "fp32"):
             self._attempt("preparing", self._check, encoder)
         for turn in range(self.n_turns):
@@ -149,9 +146,10 @@ class Comparison:
             found["tried_seconds"] = next(answers)["tried_seconds"]
         if not any("agreement" in other for other in self.report["encoders"].values()):
             shutil.copyfile(outputs, expected)
-        with np.load(outputs) as ours, np.load(expected) as theirs:
-            found["agreement"] = agreement(ours, theirs)
-        if encoder.precision not in QUANTIZED and (cosine := found["agreement"]["dense_min_cosine"]) < MIN_COSINE:
+        with np.load(outputs) as arrays, np.load(expected) as arrays_of_first:
+            found["agreement"] = agreement(arrays, arrays_of_first)
+        cosine = found["agreement"]["dense_min_cosine"]
+        if encoder.precision not in QUANTIZED and cosine < MIN_COSINE:
             raise EncoderError(f"its dense vectors are not the first encoder's (cosine {cosine:.4f})")
 
     def _take_turn(self, encoder: Encoder, found: dict[str, Any], turn: int) -> None:
@@ -167,11 +165,7 @@ class Comparison:
                 jobs[name] = scenario | effort | {"batch_size": scenario["batch_size"] or size}
         with closing(self._answers(encoder, scenarios=list(jobs.values()))) as answers:
             opened = next(answers)
-            starts |= {
-                "load_s": opened["load_s"],
-                "first_s": opened["first_s"],
-                "cold_start_s": opened["since_start_s"],
-            }
+            starts |= {"load_s": opened["load_s"], "cold_start_s": opened["since_start_s"]}
             for name, seconds in starts.items():
                 found.setdefault(name, []).append(seconds)
             found["loaded_rss_bytes"] = opened["rss_bytes"]

@@ -3,7 +3,6 @@
 import json
 import os
 import select
-import shutil
 import subprocess
 import sys
 import time
@@ -27,7 +26,7 @@ class EncoderError(Exception):
 
 
 def find_python(peer: Peer, folder: Path | None) -> str:
-    """Return a peer's Python; make its environment if it is missing, with uv where there is one.
+    """Return a peer's Python; make its environment if it is missing.
 
     Parameters
     ----------
@@ -43,12 +42,8 @@ def find_python(peer: Peer, folder: Path | None) -> str:
     environment = folder.absolute() / peer.environment
     python = str(environment / "bin" / "python")
     if not (environment / READY).exists():
-        if uv := shutil.which("uv"):
-            _run([uv, "venv", "--allow-existing", "--python", sys.executable, str(environment)])
-            _run([uv, "pip", "install", "--python", python, *peer.packages])
-        else:
-            _run([sys.executable, "-m", "venv", str(environment)])
-            _run([python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *peer.packages])
+        _run([sys.executable, "-m", "venv", str(environment)])
+        _run([python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *peer.packages])
         (environment / READY).touch()
     return python
 

@@ -3,7 +3,6 @@
 Random weights have no quality; they serve to measure size, speed, memory and parity.
 """
 
-import json
 import shutil
 from pathlib import Path
 
@@ -11,9 +10,7 @@ import torch
 from tokenizers import Tokenizer
 from transformers import XLMRobertaConfig, XLMRobertaModel
 
-from scripts.make_demo_checkpoint import make_demo_checkpoint
-
-BGE_M3_VOCABULARY = 250002
+from scripts.make_demo_checkpoint import write_tokenizer_config
 
 
 def make_random_checkpoint(
@@ -68,15 +65,5 @@ def make_random_checkpoint(
         torch.save(head.state_dict(), folder / f"{name}.pt")
     if Path(tokenizer_json).resolve() != (folder / "tokenizer.json").resolve():
         shutil.copyfile(tokenizer_json, folder / "tokenizer.json")
-    names = {"bos": "s", "cls": "s", "eos": "/s", "sep": "/s", "pad": "pad", "unk": "unk", "mask": "mask"}
-    tokens = {f"{role}_token": f"<{name}>" for role, name in names.items()}
-    settings = {"tokenizer_class": "XLMRobertaTokenizer", "model_max_length": max_length, **tokens}
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=1), encoding="utf-8")
+    write_tokenizer_config(folder, max_length)
     return folder
-
-
-def make_full_size(folder: str | Path, tokenizer_json: str | Path | None = None) -> Path:
-    """Write a checkpoint of BGE-M3's size to ``folder / "checkpoint"``, with the demo's tokenizer or another one."""
-    if tokenizer_json is None:
-        tokenizer_json = make_demo_checkpoint(Path(folder) / "demo") / "tokenizer.json"
-    return make_random_checkpoint(tokenizer_json, Path(folder) / "checkpoint", vocabulary=BGE_M3_VOCABULARY)

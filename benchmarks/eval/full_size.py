@@ -6,25 +6,25 @@ Without a checkpoint, one with random weights is made. Each step runs in a proce
 step's. Needs 9 GB of disk for a while.
 """
 
-import os
 import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from importlib import import_module
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from benchmarks.artifact import make_checkpoint
 from benchmarks.eval.files import report_parser, write_report
 from bgem3.runtime import BGEM3Model
 from bgem3.runtime.bench import seconds_of
 from bgem3.runtime.machine import resident_bytes
 
 N_TOKENS = 8192
+PRECISIONS = ("fp16", "fp32")
 Report = dict[str, Any]
 
 
@@ -41,17 +41,18 @@ def main() -> None:
 def measure(folder: Path, checkpoint: Path | None = None) -> Report:
     """Export and encode; return sizes in bytes, times in seconds and peak resident memory in bytes."""
     artifact = folder / "artifact"
-    if checkpoint is None:
-        checkpoint = import_module("scripts.make_random_checkpoint").make_full_size(folder)
-    export = partial(import_module("bgem3.export").export_model, portable=True)
-    report: Report = {"checkpoint_bytes": size(checkpoint), "n_cpus": os.cpu_count()}
-    manifest, costs = run_apart(export, checkpoint, artifact, ("fp16", "fp32"))
-    report["export"] = {"parity": manifest["parity"], **costs}
+    checkpoint = checkpoint or make_checkpoint(folder)
+    report: Report = {"checkpoint_bytes": size(checkpoint)}
+    report["export"] = run_apart(export, checkpoint, artifact)
     report["artifact_bytes"] = {path.name: size(path) for path in artifact.iterdir()}
-    for precision in ("fp16", "fp32"):
-        found, costs = run_apart(encode, artifact, precision)
-        report[precision] = found | costs
-    return report
+    return report | {precision: run_apart(encode, artifact, precision) for precision in PRECISIONS}
+
+
+def export(checkpoint: Path, artifact: Path) -> Report:
+    """Export every form, and return its parity with PyTorch."""
+    from bgem3.export import export_model  # here, because the processes that encode need no torch
+
+    return {"parity": export_model(checkpoint, artifact, PRECISIONS, portable=True)["parity"]}
 
 
 def encode(artifact: Path, precision: str) -> Report:
@@ -71,13 +72,13 @@ def encode(artifact: Path, precision: str) -> Report:
     }
 
 
-def run_apart(step: Callable[..., Any], *arguments: object) -> tuple[Any, dict[str, float]]:
-    """Run a step in a new process; return its result, and its time and peak memory."""
+def run_apart(step: Callable[..., Report], *arguments: object) -> Report:
+    """Run a step in a new process; return its report with its time and peak memory."""
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
         start = time.perf_counter()
-        result = pool.submit(step, *arguments).result()
+        report = pool.submit(step, *arguments).result()
         wall_s = time.perf_counter() - start
-        return result, {"wall_s": wall_s, "peak_bytes": pool.submit(resident_bytes).result()}
+        return report | {"wall_s": wall_s, "peak_bytes": pool.submit(resident_bytes).result()}
 
 
 def size(path: Path) -> int:
