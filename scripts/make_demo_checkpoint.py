@@ -18,6 +18,7 @@ import re
 import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -197,16 +198,11 @@ def _heads(rng: np.random.Generator) -> dict[str, Weights]:
     return {"sparse_linear": sparse, "colbert_linear": _linear(rng, "", _rotation(rng) @ CONTENT_ONLY)}
 
 
-def make_demo_checkpoint(folder: str | Path, *, seed: int = 0) -> Path:
-    """Write the demo checkpoint into a folder, which is made if missing; return the folder.
-
-    Parameters
-    ----------
-    seed : starts all random numbers; the same seed gives the same bytes
-    """
+def make_demo_checkpoint(folder: str | Path) -> Path:
+    """Write the demo checkpoint into a folder, which is made if missing; return the folder."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     vocabulary = build_vocabulary()
     weights = {name: value.astype(np.float32) for name, value in _backbone(rng, vocabulary).items()}
     (folder / "model.safetensors").write_bytes(save(weights, metadata={"format": "pt"}))
@@ -214,19 +210,27 @@ def make_demo_checkpoint(folder: str | Path, *, seed: int = 0) -> Path:
         tensors = {key: torch.tensor(value, dtype=torch.float32) for key, value in head.items()}
         torch.save(tensors, folder / f"{name}.pt")
     build_tokenizer(vocabulary).save(str(folder / "tokenizer.json"))
-    config = XLMRobertaConfig(
-        vocab_size=len(vocabulary),
-        hidden_size=HIDDEN,
-        num_hidden_layers=len(MIXING),
-        num_attention_heads=N_HEADS,
-        intermediate_size=FFN,
-        max_position_embeddings=N_POSITIONS,
-        type_vocab_size=1,
-        layer_norm_eps=1e-5,
-    )
+    config = make_config(HIDDEN, len(MIXING), N_HEADS, FFN, N_POSITIONS - 2, vocab_size=len(vocabulary))
     config.save_pretrained(folder)
     write_tokenizer_config(folder, N_POSITIONS - 2)
     return folder
+
+
+def make_config(
+    hidden: int, layers: int, heads: int, intermediate: int, max_length: int, *, pad_token_id: int = 1, **others: Any
+) -> XLMRobertaConfig:
+    """Return a backbone's configuration, with XLM-RoBERTa's values where none are given."""
+    return XLMRobertaConfig(
+        hidden_size=hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        intermediate_size=intermediate,
+        max_position_embeddings=max_length + pad_token_id + 1,
+        pad_token_id=pad_token_id,
+        type_vocab_size=1,
+        layer_norm_eps=1e-5,
+        **others,
+    )
 
 
 def write_tokenizer_config(folder: Path, max_length: int) -> None:

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer
-from transformers import XLMRobertaConfig, XLMRobertaModel
+from transformers import XLMRobertaModel
 
-from scripts.make_demo_checkpoint import write_tokenizer_config
+from scripts.make_demo_checkpoint import make_config, write_tokenizer_config
 
 
 def make_random_checkpoint(
@@ -39,17 +39,14 @@ def make_random_checkpoint(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = Tokenizer.from_file(str(tokenizer_json))
-    pad_id = tokenizer.token_to_id("<pad>")
-    config = XLMRobertaConfig(
+    config = make_config(
+        hidden,
+        layers,
+        heads,
+        intermediate,
+        max_length,
         vocab_size=vocabulary or tokenizer.get_vocab_size(),
-        hidden_size=hidden,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        intermediate_size=intermediate,
-        max_position_embeddings=max_length + pad_id + 1,
-        type_vocab_size=1,
-        layer_norm_eps=1e-5,
-        pad_token_id=pad_id,
+        pad_token_id=tokenizer.token_to_id("<pad>"),
         bos_token_id=tokenizer.token_to_id("<s>"),
         eos_token_id=tokenizer.token_to_id("</s>"),
         initializer_range=weight_std,
