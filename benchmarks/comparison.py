@@ -77,7 +77,6 @@ class Comparison:
     settings : what every encoder is told
     work : folder for what the encoders prepare
     environments : folder of their Python environments; None for this Python
-    timeout : seconds that one answer of an encoder may take
     """
 
     report: dict[str, Any]
@@ -88,7 +87,6 @@ class Comparison:
     work: Path
     environments: Path | None
     n_turns: int
-    timeout: float
 
     def run(self) -> None:
         """Check every encoder, float32 first, and then take all turns, every second one in reverse order."""
@@ -130,7 +128,7 @@ class Comparison:
         job["settings"] = self.settings | {"precision": encoder.precision, "files": str(files)}
         python = find_python(encoder.peer, self.environments)
         time.sleep(REST)
-        return run_worker(encoder.peer, python, job, log, self.timeout)
+        return run_worker(encoder.peer, python, job, log)
 
     def _check(self, encoder: Encoder, found: dict[str, Any]) -> None:
         """Prepare what an encoder loads, compare its outputs with the first one's, and choose its batch size."""

@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.table import Table
 
 from benchmarks.artifact import make_artifact
 from benchmarks.kernels import attention_kernels, kernel_seconds
@@ -64,6 +63,7 @@ class Probe:
 
     def __init__(self, artifact: Path, checkpoint: Path | None, device: str, is_quick: bool) -> None:
         self._artifact, self._checkpoint, self._device, self._is_quick = artifact, checkpoint, device, is_quick
+        self._best_rate = 0.0
         self._load = partial(BGEM3Model.load, artifact, device, "fp16")
         self._spec = read_artifact(artifact).spec
         self._tokenizer = TextTokenizer(artifact / "tokenizer.json", self._spec)
@@ -86,6 +86,7 @@ class Probe:
             left, right = torch.randn(m, k, **options), torch.randn(k, n, **options)  # zeros would draw less power
             found = measure(lambda: (left @ right)[0, 0].item(), m, m, self._effort)  # noqa: B023 - called here
             rates[f"({m}, {k}) x ({k}, {n})"] = 2e-9 * m * k * n / found["p50_ms"]
+        self._best_rate = max(rates.values())
         return rates
 
     def attention_kernels(self) -> dict[str, Any]:
@@ -135,7 +136,9 @@ class Probe:
     def _measure(self, encode: Callable[[], object], texts: list[str]) -> dict[str, float]:
         lengths = self._tokenizer(texts, self._spec.max_length).lengths
         found = measure(encode, len(texts), int(lengths.sum()), self._effort)
-        return found | {"tflop_per_s": 1e-9 * encoder_flop(lengths, self._spec) / found["p50_ms"]}
+        rate = 1e-9 * encoder_flop(lengths, self._spec) / found["p50_ms"]
+        share = {"share_of_matrix_rate": rate / self._best_rate} if self._best_rate else {}
+        return found | {"tflop_per_s": rate} | share
 
     @contextmanager
     def _open(self, name: str, outputs: tuple[Output, ...]) -> Iterator[Callable[[list[str]], object]]:
@@ -178,21 +181,6 @@ def attempt(step: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         return {"error": f"{type(error).__name__}: {error}"}
 
 
-def speed_table(report: dict[str, Any]) -> Table:
-    """Return the times of a query, and the tokens per second of many texts with their share of the matrix rate."""
-    rates = [rate for rate in report.get("matrix_rate", {}).values() if isinstance(rate, float)]
-    table = Table("encoder", "texts", "p50 ms", "p99 ms", "tokens/s", "share of the matrix rate")
-    for encoder, workloads in [*report.get("query", {}).items(), *report.get("bulk", {}).items()]:
-        for name, found in dict(workloads).items():
-            if name == "error":
-                table.add_row(encoder, found)
-                continue
-            share = f"{found['tflop_per_s'] / max(rates):.1%}" if rates else ""
-            times = (f"{found['p50_ms']:.2f}", f"{found['p99_ms']:.2f}", f"{found['tokens_per_s']:,.0f}")
-            table.add_row(encoder, name, *times, share)
-    return table
-
-
 def main(arguments: Sequence[str]) -> int:
     """Check the options, measure, and write the report after every step; return 1 if a step failed."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks gpu", description="Measure a CUDA device.")
@@ -224,7 +212,7 @@ def main(arguments: Sequence[str]) -> int:
             print(time.strftime("%X"), name, file=sys.stderr, flush=True)
             report[name] = attempt(getattr(probe, name))
             options.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    Console().print(speed_table(report))
+    Console().print_json(data=report)
     failed = [name for name in steps if "error" in report[name]]
     for name in failed:
         print(f"FAILED {name}: {report[name]['error']}")

@@ -62,15 +62,11 @@ def stale_files() -> dict[Path, str | charts.Chart]:
     for path in (ROOT / name for name in DOCUMENTS):
         if path.is_file():
             texts[path] = fill(path.read_text(encoding="utf-8"), reports[FIRST])
-    drawn = {
-        RESULTS / f"{name}_{kind}.svg": chart
-        for name, report in reports.items()
-        for kind, chart in charts.charts_of(report).items()
-    }
+    drawn = {RESULTS / f"{name}_throughput.svg": charts.throughput(each) for name, each in reports.items()}
     stale: dict[Path, str | charts.Chart] = {
         path: text for path, text in texts.items() if not path.is_file() or path.read_text(encoding="utf-8") != text
     }
-    return stale | {path: chart for path, chart in drawn.items() if charts.data_of(path) != chart}
+    return stale | {path: chart for path, chart in drawn.items() if chart["bars"] and charts.data_of(path) != chart}
 
 
 def fill(text: str, report: Report) -> str:
@@ -104,14 +100,13 @@ def page(reports: dict[str, Report]) -> str:
 
 
 def sections(name: str, report: Report) -> Iterator[str]:
-    """Yield a report's tables and charts."""
-    drawn = {kind: f"![{kind}](results/{name}_{kind}.svg)" for kind in charts.charts_of(report)}
+    """Yield a report's tables and chart."""
     groups = {scenario["group"] for scenario in report["scenarios"].values()}
     yield f"## {machine(report)}: [{name}.json](results/{name}.json)\n\n{tables.conditions(report)}"
     if "mix" in report["scenarios"]:
-        yield f"{tables.overview(report)}\n\n{drawn['throughput']}"
+        yield f"{tables.overview(report)}\n\n![throughput](results/{name}_throughput.svg)"
     if "mix dense" in report["scenarios"]:
-        yield f"### Dense alone\n\n{tables.dense(report)}\n\n{drawn['throughput_dense']}"
+        yield f"### Dense alone\n\n{tables.dense(report)}"
     for group, title in GROUPS.items():
         if group in groups:
             yield f"### {title}\n\n{tables.group(report, group)}"

@@ -50,6 +50,7 @@ def make_scenario(name: str, exact: ExactTexts, tokenizer: TextTokenizer, max_le
     else:
         group, (n_texts, n_tokens) = "shapes", map(int, kind.split("x"))
         title = f"{n_texts} texts of {n_tokens} tokens, one batch"
+    title += ", dense alone" * name.endswith("dense")
     if n_tokens > max_length:
         raise ValueError(
             f"{name!r} needs texts of {n_tokens} tokens; this model takes at most {max_length}: "

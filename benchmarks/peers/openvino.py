@@ -2,7 +2,6 @@
 
 import threading
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +34,12 @@ def prepare(settings: Settings) -> None:
         (folder / f"partial{suffix}").rename(folder / f"model{suffix}")
 
 
-def open_openvino(hint: str, settings: Settings) -> Encode:
+def open_openvino(settings: Settings) -> Encode:
     """Compile with dynamic shapes: a request for each calling thread for one batch, a queue for several batches."""
     import openvino
 
     require_bf16(settings)
-    path, options = Path(settings["portable"], "model.onnx"), {"PERFORMANCE_HINT": hint}
+    path, options = Path(settings["portable"], "model.onnx"), {"PERFORMANCE_HINT": "LATENCY"}
     if settings["precision"] == "int8":
         path = Path(settings["files"], "model.xml")
     else:
@@ -73,21 +72,17 @@ def _files(settings: Settings) -> list[Path]:
     return list(Path(settings["files" if settings["precision"] == "int8" else "portable"]).iterdir())
 
 
-PEERS = tuple(
+PEERS = (
     Peer(
-        name=name,
-        label=label,
+        name="openvino",
+        label="OpenVINO",
         environment="openvino",
         packages=("openvino==2026.4.1", "nncf", "onnx", "tokenizers", "numpy"),
         modules=("openvino", "tokenizers"),
         precisions=("fp32", "bf16", "int8"),
         needs=("portable",),
         prepare=prepare,
-        open=partial(open_openvino, hint),
+        open=open_openvino,
         files=_files,
-    )
-    for name, label, hint in (
-        ("openvino", "OpenVINO", "LATENCY"),
-        ("openvino-throughput", "OpenVINO, throughput mode,", "THROUGHPUT"),
-    )
+    ),
 )

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -130,11 +129,9 @@ def attend_text_by_text(query: Any, key: Any, value: Any, cu_seqlens: Any, *_: A
     import torch
     from torch.nn.functional import scaled_dot_product_attention
 
-    context = []
-    for start, end in pairwise(cu_seqlens.tolist()):
-        q, k, v = (rows[start:end].transpose(0, 1)[None] for rows in (query, key, value))  # (1, heads, L, D / heads)
-        context.append(scaled_dot_product_attention(q, k, v)[0].transpose(0, 1))
-    return torch.cat(context)
+    lengths = cu_seqlens.diff().tolist()
+    texts = zip(*(rows.transpose(0, 1).split(lengths, dim=1) for rows in (query, key, value)), strict=True)
+    return torch.cat([scaled_dot_product_attention(*text) for text in texts], dim=1).transpose(0, 1)
 
 
 PEERS = tuple(
