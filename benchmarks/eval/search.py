@@ -29,7 +29,7 @@ from bgem3.runtime.bench import seconds_of
 from bgem3.runtime.cpus import available_cpus
 from bgem3.runtime.machine import resident_bytes
 from bgem3.scoring import Embeddings, HybridSearcher, MultiVectors, multivector_scores, sparse_scores
-from bgem3.scoring.searcher import By
+from bgem3.scoring.corpus import By
 
 N_DIMS, VOCABULARY, N_QUERY_VECTORS = 1024, 250_002, 32
 Lengths = tuple[float, float, int, int]  # of texts in tokens: median, log deviation, least, most

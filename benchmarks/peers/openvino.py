@@ -1,7 +1,7 @@
 """OpenVINO: the portable graph in float32 or bfloat16, or quantized by NNCF."""
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ def prepare(settings: Settings) -> None:
 
 
 def open_openvino(settings: Settings) -> Encode:
-    """Compile with dynamic shapes: a request for each calling thread for one batch, a queue for several batches."""
+    """Compile with dynamic shapes; each calling thread has an inference request of its own."""
     import openvino
 
     require_bf16(settings)
@@ -45,25 +45,14 @@ def open_openvino(settings: Settings) -> Encode:
     else:
         options["INFERENCE_PRECISION_HINT"] = {"fp32": "f32", "bf16": "bf16"}[settings["precision"]]
     compiled = openvino.Core().compile_model(path, "CPU", options | {"INFERENCE_NUM_THREADS": settings["threads"]})
-    queue, lock, local = openvino.AsyncInferQueue(compiled), threading.Lock(), threading.local()
+    local = threading.local()
 
-    def forward(batches: Sequence[Feeds], outputs: tuple[str, ...]) -> list[list[NDArray[Any]]]:
-        if len(batches) == 1:
-            if not hasattr(local, "request"):
-                local.request = compiled.create_infer_request()
-            local.request.infer(batches[0])
-            return [[local.request.get_tensor(name).data for name in outputs]]
-        found: dict[int, list[NDArray[Any]]] = {}
-
-        def finish(request: Any, number: int) -> None:
-            found[number] = [request.get_tensor(name).data.copy() for name in outputs]
-
-        with lock:
-            queue.set_callback(finish)
-            for number, feeds in enumerate(batches):
-                queue.start_async(feeds, number)
-            queue.wait_all()
-        return [found[number] for number in range(len(batches))]
+    def forward(batches: Iterable[Feeds], outputs: tuple[str, ...]) -> Iterator[list[NDArray[Any]]]:
+        if not hasattr(local, "request"):
+            local.request = compiled.create_infer_request()
+        for feeds in batches:
+            local.request.infer(feeds)
+            yield [local.request.get_tensor(name).data for name in outputs]
 
     return padded_encoder(settings, forward)
 

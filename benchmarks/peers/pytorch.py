@@ -110,9 +110,7 @@ def open_packed(settings: Settings) -> Encode:
             is_vector = torch.ones(len(states), dtype=torch.bool, device=device)
             is_vector[starts[:-1]] = False
             tensors = model.heads(states[starts[:-1]], states, states[is_vector], outputs)
-            flat = torch.cat([values.flatten() for values in tensors]).float().cpu().numpy()  # one transfer
-        parts = np.split(flat, np.cumsum([values.numel() for values in tensors])[:-1])
-        heads = {name: part.reshape(values.shape) for name, part, values in zip(outputs, parts, tensors, strict=True)}
+        heads = {name: values.float().cpu().numpy() for name, values in zip(outputs, tensors, strict=True)}
         sparse = np.split(heads["sparse"], starts[1:-1]) if "sparse" in heads else None
         vectors = starts[1:-1] - np.arange(1, len(texts))
         return Encoded(
