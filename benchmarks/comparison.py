@@ -42,18 +42,7 @@ class Encoder:
 
 
 def choose_encoders(names: Sequence[str], precisions: Sequence[str]) -> list[Encoder]:
-    """Return bgem3 in its precisions, then the peers named.
-
-    Parameters
-    ----------
-    names : "all", peers ("openvino") or peers with a precision ("openvino-int8")
-    precisions : bgem3's
-
-    Raises
-    ------
-    ValueError
-        If a name or a precision is unknown.
-    """
+    """Return bgem3 in its precisions, then the peers named: "all", "openvino" or "openvino-int8"."""
     known = {
         f"{peer.name}-{each}": Encoder(peer=peer, precision=each) for peer in PEERS.values() for each in peer.precisions
     }

@@ -27,17 +27,7 @@ class EncoderError(Exception):
 
 
 def find_python(peer: Peer, folder: Path | None) -> str:
-    """Return a peer's Python; make its environment if it is missing.
-
-    Parameters
-    ----------
-    folder : where environments are made; None to take this Python for every peer
-
-    Raises
-    ------
-    EncoderError
-        If the packages cannot be installed.
-    """
+    """Return a peer's Python; without a folder, this one. Make its environment in the folder if it is missing."""
     if folder is None or not peer.environment:
         return sys.executable
     environment = folder.absolute() / peer.environment

@@ -156,14 +156,10 @@ class Probe:
 
 
 def encoder_flop(lengths: NDArray[np.integer], spec: ModelSpec) -> int:
-    """Count the floating-point operations of all three heads, without padding.
+    """Count the floating-point operations of all three heads for texts of so many tokens (N,), without padding.
 
     Per layer and token, ``2 (4 D² + 2 D F)`` for the linear layers and ``4 L D`` for attention within a text of
     L tokens; then ``2 D`` per token for the sparse head, and ``2 D M`` for the multi-vector head on all but CLS.
-
-    Parameters
-    ----------
-    lengths : integers (N,), tokens per text
     """
     d, tokens = spec.hidden_size, int(lengths.sum())
     linear = 2 * (4 * d * d + 2 * d * spec.intermediate_size) * tokens

@@ -70,13 +70,7 @@ def stale_files() -> dict[Path, str | charts.Chart]:
 
 
 def fill(text: str, report: Report) -> str:
-    """Return a document with its tables.
-
-    Raises
-    ------
-    ValueError
-        If a marker is not closed, or names a table that there is not.
-    """
+    """Return a document with its tables; raise ValueError if a marker is not closed or names no table."""
 
     def between(found: re.Match[str]) -> str:
         opening, name, closing = found.groups()

@@ -60,13 +60,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def check(options: argparse.Namespace) -> list[Encoder]:
-    """Fill in the defaults, and return the encoders; nothing is made before all options are right.
-
-    Raises
-    ------
-    ValueError
-        If an option is wrong; the message says which, and what it may be.
-    """
+    """Fill in the defaults, and return the encoders; raise ValueError before anything is made if an option is wrong."""
     options.scenarios = options.scenarios or (QUICK if options.quick else NAMES)
     if unknown := set(options.scenarios) - set(NAMES):
         raise ValueError(f"there is no scenario {sorted(unknown)}; there are {', '.join(NAMES)}")

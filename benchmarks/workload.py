@@ -27,13 +27,7 @@ MIX_PASSAGES, MIX_QUESTIONS, QUESTION_TOKENS = 8, 16, 14  # as in XQuAD, whose q
 
 
 def make_scenario(name: str, exact: ExactTexts, tokenizer: TextTokenizer, max_length: int, n_turns: int) -> Scenario:
-    """Return the scenario of a name; the texts are the same in every call.
-
-    Raises
-    ------
-    ValueError
-        If the model does not take texts so long.
-    """
+    """Return the scenario of a name; raise ValueError if the model does not take texts so long."""
     kind, *numbers = name.split()
     count = int(numbers[0]) if numbers and numbers[0].isdigit() else 1
     group, n_texts, n_tokens = kind, 1, CLIENT_TOKENS

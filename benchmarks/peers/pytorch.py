@@ -34,12 +34,7 @@ class Model:
         self.sparse, self.multivector = ({key: value.to(dtype) for key, value in state.items()} for state in states)
 
     def heads(self, cls: Any, states: Any, vectors: Any, outputs: Sequence[str]) -> list[Any]:
-        """Return the tensors of the heads asked for, from last hidden states (..., D).
-
-        Parameters
-        ----------
-        cls, states, vectors : the states of CLS tokens, of all tokens, and of those that get a vector
-        """
+        """Return the heads asked for, from the states of CLS tokens, of all tokens, and of tokens that get a vector."""
         import torch
         from torch.nn.functional import linear, normalize
 
