@@ -1,4 +1,4 @@
-"""The charts of a report, as SVG that reads well on white and on dark pages.
+"""Draw a report's chart, as SVG that reads well on white and on dark pages.
 
 A chart's data is stored in its file, so that a test can tell whether the chart is current.
 """
@@ -12,7 +12,7 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-from benchmarks.results import Report, machine, timings
+from benchmarks.tables import Report, machine, timings
 
 Chart = dict[str, Any]
 """``title``, and ``bars``, a value by encoder."""
@@ -28,15 +28,11 @@ STYLE: Any = {
 }
 
 
-def charts_of(report: Report) -> dict[str, Chart]:
-    """Return the data of each chart that a report has figures for, by name."""
-    charts: dict[str, Chart] = {}
-    for name, scenario, heads in (("throughput", "mix", "all heads"), ("throughput_dense", "mix dense", "dense alone")):
-        rates = {label: round(timing.tokens_per_s, 3) for label, timing in timings(report, scenario).items()}
-        bars = dict(sorted(rates.items(), key=lambda bar: -bar[1]))
-        title = f"Tokens per second, {heads}; {machine(report)}"
-        charts |= {name: {"title": title, "bars": bars}} if bars else {}
-    return charts
+def throughput(report: Report) -> Chart:
+    """Return the data of a report's chart: the tokens per second of the mix, all heads, the fastest first."""
+    rates = {label: round(timing.tokens_per_s, 3) for label, timing in timings(report, "mix").items()}
+    bars = dict(sorted(rates.items(), key=lambda bar: -bar[1]))
+    return {"title": f"Tokens per second, all heads; {machine(report)}", "bars": bars}
 
 
 def draw(chart: Chart, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Comparison: encoders beside each other, each in a process of its own, in interleaved turns."""
+"""Compare encoders: each runs in a process of its own, in interleaved turns."""
 
 import json
 import os
@@ -40,24 +40,9 @@ class Encoder:
         """The name that is shown."""
         return f"{self.peer.label} {self.precision}"
 
-    def described(self) -> dict[str, Any]:
-        """Return the beginning of this encoder's part of a report."""
-        return {"kind": self.peer.name, "label": self.peer.label, "precision": self.precision, "scenarios": {}}
-
 
 def choose_encoders(names: Sequence[str], precisions: Sequence[str]) -> list[Encoder]:
-    """Return bgem3 in its precisions, then the peers named.
-
-    Parameters
-    ----------
-    names : "all", peers ("openvino") or peers with a precision ("openvino-int8")
-    precisions : bgem3's
-
-    Raises
-    ------
-    ValueError
-        If a name or a precision is unknown.
-    """
+    """Return bgem3 in its precisions, then the peers named: "all", "openvino" or "openvino-int8"."""
     known = {
         f"{peer.name}-{each}": Encoder(peer=peer, precision=each) for peer in PEERS.values() for each in peer.precisions
     }
@@ -72,17 +57,15 @@ def choose_encoders(names: Sequence[str], precisions: Sequence[str]) -> list[Enc
 
 @dataclass(kw_only=True)
 class Comparison:
-    """Compares the outputs of encoders, and times them; `report` is written after every step.
+    """Compare the outputs of encoders, and time them; `report` is written to `path` after every step.
 
     Attributes
     ----------
-    report : what is known before; ``encoders`` and ``cpus_used_by_others`` are added
-    path : JSON file for the report
-    scenarios : by name, `MIX` among them; those that the report has are timed
+    report : the description of the machine and the scenarios; ``encoders`` and ``cpus_used_by_others`` are added
+    scenarios : by name, with `MIX`; only scenarios that the report describes are timed
     settings : what every encoder is told
     work : folder for what the encoders prepare
     environments : folder of their Python environments; None for this Python
-    timeout : seconds that one answer of an encoder may take
     """
 
     report: dict[str, Any]
@@ -93,12 +76,13 @@ class Comparison:
     work: Path
     environments: Path | None
     n_turns: int
-    timeout: float
 
     def run(self) -> None:
         """Check every encoder, float32 first, and then take all turns, every second one in reverse order."""
-        self.report |= {"encoders": {encoder.label: encoder.described() for encoder in self.encoders}}
-        self.report["cpus_used_by_others"] = []
+        self.report |= {"encoders": {}, "cpus_used_by_others": []}
+        for encoder in self.encoders:
+            names = {"kind": encoder.peer.name, "label": encoder.peer.label, "precision": encoder.precision}
+            self.report["encoders"][encoder.label] = names | {"scenarios": {}}
         for encoder in sorted(self.encoders, key=lambda encoder: encoder.precision != "fp32"):
             self._attempt("preparing", self._check, encoder)
         for turn in range(self.n_turns):
@@ -133,7 +117,7 @@ class Comparison:
         job["settings"] = self.settings | {"precision": encoder.precision, "files": str(files)}
         python = find_python(encoder.peer, self.environments)
         time.sleep(REST)
-        return run_worker(encoder.peer, python, job, log, self.timeout)
+        return run_worker(encoder.peer, python, job, log)
 
     def _check(self, encoder: Encoder, found: dict[str, Any]) -> None:
         """Prepare what an encoder loads, compare its outputs with the first one's, and choose its batch size."""
@@ -149,9 +133,10 @@ class Comparison:
             found["tried_seconds"] = next(answers)["tried_seconds"]
         if not any("agreement" in other for other in self.report["encoders"].values()):
             shutil.copyfile(outputs, expected)
-        with np.load(outputs) as ours, np.load(expected) as theirs:
-            found["agreement"] = agreement(ours, theirs)
-        if encoder.precision not in QUANTIZED and (cosine := found["agreement"]["dense_min_cosine"]) < MIN_COSINE:
+        with np.load(outputs) as arrays, np.load(expected) as arrays_of_first:
+            found["agreement"] = agreement(arrays, arrays_of_first)
+        cosine = found["agreement"]["dense_min_cosine"]
+        if encoder.precision not in QUANTIZED and cosine < MIN_COSINE:
             raise EncoderError(f"its dense vectors are not the first encoder's (cosine {cosine:.4f})")
 
     def _take_turn(self, encoder: Encoder, found: dict[str, Any], turn: int) -> None:
@@ -167,11 +152,7 @@ class Comparison:
                 jobs[name] = scenario | effort | {"batch_size": scenario["batch_size"] or size}
         with closing(self._answers(encoder, scenarios=list(jobs.values()))) as answers:
             opened = next(answers)
-            starts |= {
-                "load_s": opened["load_s"],
-                "first_s": opened["first_s"],
-                "cold_start_s": opened["since_start_s"],
-            }
+            starts |= {"load_s": opened["load_s"], "cold_start_s": opened["since_start_s"]}
             for name, seconds in starts.items():
                 found.setdefault(name, []).append(seconds)
             found["loaded_rss_bytes"] = opened["rss_bytes"]

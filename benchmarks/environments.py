@@ -3,7 +3,6 @@
 import json
 import os
 import select
-import shutil
 import subprocess
 import sys
 import time
@@ -17,6 +16,7 @@ from bgem3.runtime.machine import resident_bytes
 
 ROOT = Path(__file__).parent.parent
 READY = ".ready"  # written last, so that an unfinished environment is made again
+TIMEOUT = 600.0  # seconds that one answer may take: a scenario, or a conversion of the model
 EXIT_SECONDS = 10.0  # that a process may take to end after its last answer, before it is killed
 START = "import sys; sys.path.insert(0, sys.argv[1]); from benchmarks import worker; worker.main()"
 IMPORT = "import time; start = time.perf_counter(); import {}; print(time.perf_counter() - start)"
@@ -27,28 +27,14 @@ class EncoderError(Exception):
 
 
 def find_python(peer: Peer, folder: Path | None) -> str:
-    """Return a peer's Python; make its environment if it is missing, with uv where there is one.
-
-    Parameters
-    ----------
-    folder : where environments are made; None to take this Python for every peer
-
-    Raises
-    ------
-    EncoderError
-        If the packages cannot be installed.
-    """
+    """Return a peer's Python; without a folder, this one. Make its environment in the folder if it is missing."""
     if folder is None or not peer.environment:
         return sys.executable
     environment = folder.absolute() / peer.environment
     python = str(environment / "bin" / "python")
     if not (environment / READY).exists():
-        if uv := shutil.which("uv"):
-            _run([uv, "venv", "--allow-existing", "--python", sys.executable, str(environment)])
-            _run([uv, "pip", "install", "--python", python, *peer.packages])
-        else:
-            _run([sys.executable, "-m", "venv", str(environment)])
-            _run([python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *peer.packages])
+        _run([sys.executable, "-m", "venv", str(environment)])
+        _run([python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *peer.packages])
         (environment / READY).touch()
     return python
 
@@ -70,14 +56,8 @@ def last_line(text: str) -> str:
     return next((line.strip()[:300] for line in reversed(text.splitlines()) if line.strip()), "")
 
 
-def run_worker(peer: Peer, python: str, job: dict[str, Any], log: Path, timeout: float) -> Generator[dict[str, Any]]:
-    """Start `benchmarks.worker` on a job, and yield its answers.
-
-    Parameters
-    ----------
-    python : the Python that runs it
-    log : file for what it writes to standard error
-    timeout : seconds that one answer may take
+def run_worker(peer: Peer, python: str, job: dict[str, Any], log: Path) -> Generator[dict[str, Any]]:
+    """Run `benchmarks.worker` on a job; its standard error goes to a log file.
 
     Yields
     ------
@@ -86,7 +66,7 @@ def run_worker(peer: Peer, python: str, job: dict[str, Any], log: Path, timeout:
     Raises
     ------
     EncoderError
-        If the process fails, or does not answer in time.
+        If the process fails, or one answer takes longer than ``TIMEOUT``.
     """
     names = ("MKL_NUM_THREADS", "OMP_NUM_THREADS", "RAYON_NUM_THREADS")
     variables = dict.fromkeys(names, str(job["settings"]["threads"]))
@@ -110,8 +90,8 @@ def run_worker(peer: Peer, python: str, job: dict[str, Any], log: Path, timeout:
             with suppress(BrokenPipeError):
                 process.stdin.write(json.dumps(job | {"peer": peer.name}).encode() + b"\n")
             while True:
-                if not select.select([process.stdout], [], [], timeout)[0]:
-                    raise EncoderError(f"no answer within {timeout:.0f} s")
+                if not select.select([process.stdout], [], [], TIMEOUT)[0]:
+                    raise EncoderError(f"no answer within {TIMEOUT:.0f} s")
                 if not (line := process.stdout.readline()):
                     break
                 memory = {"rss_bytes": resident_bytes("VmRSS", process.pid)}

@@ -1,9 +1,7 @@
-"""Measure what only a CUDA device can show, and write one JSON file after every step.
+"""Measure what only a CUDA device can show: `python -m benchmarks gpu --help`.
 
-usage: python -m benchmarks gpu [ARTIFACT] [--checkpoint FOLDER] [--output JSON] [--steps STEP ...] [--quick]
-
-Without an artifact, a model of BGE-M3's size with random weights is exported first: speed does not depend on the
-weights. PyTorch gives the rate of matrix products, the names of CUDA kernels, and two encoders to compare with.
+Without an artifact, one with random weights is exported first: of BGE-M3's size, or with --quick of a small model.
+PyTorch gives the rate of matrix products, the names of CUDA kernels, and two encoders to compare with.
 """
 
 import argparse
@@ -13,18 +11,16 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cached_property, partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.table import Table
 
+from benchmarks.artifact import make_artifact
 from benchmarks.kernels import attention_kernels, kernel_seconds
 from benchmarks.peers import pytorch
 from bgem3.runtime.artifact import read_artifact
@@ -38,13 +34,13 @@ from bgem3.runtime.ort import onnxruntime_errors
 from bgem3.runtime.reference import Reference
 from bgem3.runtime.tokenizer import TextTokenizer
 
+CUDA_STEPS = ("matrix_rate", "attention_kernels", "kernels")
+STEPS = (*CUDA_STEPS, "query", "bulk", "memory")
 LENGTHS = (16, 128, 512, 2048, 8192)
 BULK = ((128, 128), (64, 512), (32, 2048))  # texts and tokens per text: several micro-batches each
 N_MIXED = 1024  # texts of mixed lengths
 TORCH_BATCH = 64  # texts of PyTorch's padded batches
 MATRIX_SHAPES = ((16384, 1024, 4096), (8192, 8192, 8192))  # (m, k, n): BGE-M3's largest product, and a square one
-N_THREADS = 4  # that encode at the same time while results are compared
-MAX_DIFFERENCE = 2e-3  # between threads: float16 sums in the order of other micro-batches
 N_SHAPES, N_POINTS = 2000, 10  # batches of random shapes, and how often memory is read meanwhile
 EXPECTED_ERRORS = (ArithmeticError, AttributeError, ImportError, OSError, RuntimeError, TypeError, ValueError)
 BGEM3: dict[str, dict[str, Any]] = {  # options of BGEM3Model.load; a model that captures graphs has one worker
@@ -61,13 +57,14 @@ class Probe:
     Parameters
     ----------
     artifact : artifact folder with an fp16 graph
-    checkpoint : the folder it was exported from, for PyTorch; None leaves PyTorch's encoders out
-    device : "cuda" or "cuda:N"; "cpu" only to try the steps out
+    checkpoint : the folder that it was exported from, for PyTorch; None leaves PyTorch's encoders out
+    device : "cuda", "cuda:N" or "cpu"
     is_quick : measure less
     """
 
     def __init__(self, artifact: Path, checkpoint: Path | None, device: str, is_quick: bool) -> None:
         self._artifact, self._checkpoint, self._device, self._is_quick = artifact, checkpoint, device, is_quick
+        self._best_rate = 0.0
         self._load = partial(BGEM3Model.load, artifact, device, "fp16")
         self._spec = read_artifact(artifact).spec
         self._tokenizer = TextTokenizer(artifact / "tokenizer.json", self._spec)
@@ -85,54 +82,42 @@ class Probe:
         """Return the rate of float16 products in PyTorch by shape, in TFLOP/s."""
         torch = importlib.import_module("torch")
         rates = {}
-        for m, k, n in MATRIX_SHAPES[: 1 if self._is_quick else None]:
+        for m, k, n in MATRIX_SHAPES:
             options = {"dtype": torch.float16, "device": self._device}
             left, right = torch.randn(m, k, **options), torch.randn(k, n, **options)  # zeros would draw less power
             found = measure(lambda: (left @ right)[0, 0].item(), m, m, self._effort)  # noqa: B023 - called here
             rates[f"({m}, {k}) x ({k}, {n})"] = 2e-9 * m * k * n / found["p50_ms"]
+        self._best_rate = max(rates.values())
         return rates
 
     def attention_kernels(self) -> dict[str, Any]:
         """Return the attention kernels taken for one text of each length."""
         return attention_kernels(self._load, {n: self._exact(n) for n in LENGTHS if n <= self._spec.max_length})
 
-    def threads(self) -> dict[str, Any]:
-        """Encode the same texts in several threads at once, and compare with one thread's results."""
-        *_, texts = self._bulk.values()
-        with self._load() as model, ThreadPoolExecutor(N_THREADS) as pool:
-            expected = model.encode(texts)
-            found = list(pool.map(model.encode, [texts] * N_THREADS))
-        arrays = [(each.dense, each.multivector.packed) for each in (expected, *found)]
-        difference = max(float(abs(a - b).max()) for each in arrays for a, b in zip(each, arrays[0], strict=True))
-        if difference > MAX_DIFFERENCE:
-            raise ArithmeticError(f"results of several threads differ by {difference:.2g} from those of one")
-        return {"max_difference": difference}
+    def kernels(self) -> dict[str, Any]:
+        """Return the seconds of each CUDA kernel in one call."""
+        return kernel_seconds(self._load, self._exact(512, 32))
 
     def query(self) -> dict[str, Any]:
         """Time one query of 16 tokens."""
         return self._compare(("bgem3", "bgem3, captured graphs", *TORCH), {"1 x 16 tokens": self._exact(16)})
 
     def bulk(self) -> dict[str, Any]:
-        """Time many texts by token budget, number of workers, heads and length."""
+        """Time many texts by token budget, heads and length."""
         dense = self._compare(["bgem3"], self._bulk, ("dense",))
         return self._compare((*BGEM3, *TORCH), self._bulk) | {"bgem3, dense alone": dense["bgem3"]}
-
-    def kernels(self) -> dict[str, Any]:
-        """Return the seconds of each CUDA kernel in one call."""
-        if self._device == "cpu":
-            raise ValueError("only a CUDA device has CUDA kernels")
-        return kernel_seconds(self._load, self._exact(512, 32))
 
     def memory(self) -> dict[str, Any]:
         """Return memory in use while batches of random shapes run, how much it grew, and what closing gives back."""
         rng = np.random.default_rng(0)
         n_shapes = N_SHAPES // (100 if self._is_quick else 1)
+        longest = min(2048, self._spec.max_length)
         found = {"before": memory_in_use(self._device)}
         with self._load() as model:
             model.encode(self._exact(min(8192, self._spec.max_length)))
             found["longest text"] = memory_in_use(self._device)
             for number in range(1, n_shapes + 1):
-                lengths = np.exp(rng.uniform(np.log(4), np.log(2048), rng.integers(1, 17))).astype(int)
+                lengths = np.exp(rng.uniform(np.log(4), np.log(longest), rng.integers(1, 17))).astype(int)
                 model.encode(["a " * n for n in lengths])
                 if number % (n_shapes // N_POINTS) == 0:
                     found[f"{number} shapes"] = memory_in_use(self._device)
@@ -152,7 +137,9 @@ class Probe:
     def _measure(self, encode: Callable[[], object], texts: list[str]) -> dict[str, float]:
         lengths = self._tokenizer(texts, self._spec.max_length).lengths
         found = measure(encode, len(texts), int(lengths.sum()), self._effort)
-        return found | {"tflop_per_s": 1e-9 * encoder_flop(lengths, self._spec) / found["p50_ms"]}
+        rate = 1e-9 * encoder_flop(lengths, self._spec) / found["p50_ms"]
+        share = {"share_of_matrix_rate": rate / self._best_rate} if self._best_rate else {}
+        return found | {"tflop_per_s": rate} | share
 
     @contextmanager
     def _open(self, name: str, outputs: tuple[Output, ...]) -> Iterator[Callable[[list[str]], object]]:
@@ -162,35 +149,18 @@ class Probe:
             return
         if self._checkpoint is None:
             raise ValueError("PyTorch needs the checkpoint; name it with --checkpoint")
-        spec = self._spec
-        encode = TORCH[name](
-            {
-                "artifact": self._artifact,
-                "checkpoint": self._checkpoint,
-                "device": self._device,
-                "precision": "fp16",
-                "threads": available_cpus(),
-                "max_length": spec.max_length,
-                "pad_id": spec.pad_id,
-                "special_ids": [spec.cls_id, spec.pad_id, spec.eos_id, spec.unk_id],
-                "n_heads": spec.n_heads,
-            },
-        )
+        spec, paths = self._spec, {"artifact": self._artifact, "checkpoint": self._checkpoint}
+        run = {"device": self._device, "precision": "fp16", "threads": available_cpus()}
+        special_ids = [spec.cls_id, spec.pad_id, spec.eos_id, spec.unk_id]
+        encode = TORCH[name](paths | run | vars(spec) | {"special_ids": special_ids})
         yield lambda texts: encode(texts, outputs, TORCH_BATCH)
 
 
-STEPS = ("matrix_rate", "attention_kernels", "threads", "query", "bulk", "kernels", "memory")
-
-
 def encoder_flop(lengths: NDArray[np.integer], spec: ModelSpec) -> int:
-    """Count the floating-point operations of all three heads; padding counts for nothing.
+    """Count the floating-point operations of all three heads for texts of so many tokens (N,), without padding.
 
     Per layer and token, ``2 (4 D² + 2 D F)`` for the linear layers and ``4 L D`` for attention within a text of
     L tokens; then ``2 D`` per token for the sparse head, and ``2 D M`` for the multi-vector head on all but CLS.
-
-    Parameters
-    ----------
-    lengths : integers (N,), tokens per text
     """
     d, tokens = spec.hidden_size, int(lengths.sum())
     linear = 2 * (4 * d * d + 2 * d * spec.intermediate_size) * tokens
@@ -208,59 +178,40 @@ def attempt(step: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         return {"error": f"{type(error).__name__}: {error}"}
 
 
-def make_artifact(folder: Path) -> None:
-    """Export a checkpoint of BGE-M3's size with random weights, in float16, to ``folder / "artifact"``."""
-    checkpoint = importlib.import_module("scripts.make_random_checkpoint").make_full_size(folder)
-    importlib.import_module("bgem3.export").export_model(checkpoint, folder / "artifact", ("fp16",))
-
-
-def speed_table(report: dict[str, Any]) -> Table:
-    """Return the times of a query, and the tokens per second of many texts with their share of the matrix rate."""
-    rates = [rate for rate in report.get("matrix_rate", {}).values() if isinstance(rate, float)]
-    table = Table("encoder", "texts", "p50 ms", "p99 ms", "tokens/s", "share of the matrix rate")
-    for encoder, workloads in [*report.get("query", {}).items(), *report.get("bulk", {}).items()]:
-        for name, found in dict(workloads).items():
-            if name == "error":
-                table.add_row(encoder, found)
-                continue
-            share = f"{found['tflop_per_s'] / max(rates):.1%}" if rates else ""
-            times = (f"{found['p50_ms']:.2f}", f"{found['p99_ms']:.2f}", f"{found['tokens_per_s']:,.0f}")
-            table.add_row(encoder, name, *times, share)
-    return table
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Measure; return 1 if a step failed."""
+def main(arguments: Sequence[str]) -> int:
+    """Check the options, measure, and write the report after every step; return 1 if a step failed."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks gpu", description="Measure a CUDA device.")
-    parser.add_argument("artifact", type=Path, nargs="?", help="default: a full-size one with random weights")
+    parser.add_argument("artifact", type=Path, nargs="?", help="default: one with random weights is exported")
     parser.add_argument("--checkpoint", type=Path, help="what it was exported from, to measure PyTorch too")
     parser.add_argument("--device", default="cuda", help="cuda or cuda:N; cpu tries the steps out; default: cuda")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/cuda.json"))
-    parser.add_argument("--steps", nargs="+", choices=STEPS, default=STEPS, help="default: all")
-    parser.add_argument("--quick", action="store_true", help="measure less")
-    arguments = parser.parse_args(argv)
-    check_device(arguments.device)
-    if arguments.device != "cpu":
-        require_cuda(arguments.device)
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    parser.add_argument("--steps", nargs="+", choices=STEPS, help=f"default: all; on cpu, all but {CUDA_STEPS}")
+    parser.add_argument("--quick", action="store_true", help="a small model, and fewer calls")
+    options = parser.parse_args(arguments)
+    is_cpu = options.device == "cpu"
+    steps = options.steps or STEPS[len(CUDA_STEPS) if is_cpu else 0 :]
+    try:
+        check_device(options.device)
+        if not is_cpu:
+            require_cuda(options.device)
+    except (ValueError, RuntimeError) as error:
+        parser.error(str(error))
+    if is_cpu and set(steps) & set(CUDA_STEPS):
+        parser.error(f"{', '.join(CUDA_STEPS)} need a CUDA device")
+    options.output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
-        artifact, checkpoint = arguments.artifact, arguments.checkpoint
+        artifact, checkpoint = options.artifact, options.checkpoint
         if artifact is None:
-            artifact, checkpoint = Path(folder) / "artifact", Path(folder) / "checkpoint"
-            with ProcessPoolExecutor(1, get_context("spawn")) as pool:  # its memory is free when it ends
-                pool.submit(make_artifact, Path(folder)).result()
-        report = describe_machine(arguments.device, ("bgem3", "numpy", "torch")) | {"is_quick": arguments.quick}
-        probe = Probe(artifact, checkpoint, arguments.device, arguments.quick)
-        for name in arguments.steps:
+            artifact, checkpoint = make_artifact(Path(folder), checkpoint, ("fp16",), small=options.quick)
+        report = describe_machine(options.device, ("bgem3", "numpy", "torch")) | {"is_quick": options.quick}
+        probe = Probe(artifact, checkpoint, options.device, options.quick)
+        for name in steps:
             print(time.strftime("%X"), name, file=sys.stderr, flush=True)
             report[name] = attempt(getattr(probe, name))
-            arguments.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    Console().print(speed_table(report))
-    failed = [name for name in arguments.steps if "error" in report[name]]
+            options.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    Console().print_json(data=report)
+    failed = [name for name in steps if "error" in report[name]]
     for name in failed:
         print(f"FAILED {name}: {report[name]['error']}")
+    print(f"Measured: {', '.join(steps)}. {options.output} has every figure.")
     return int(bool(failed))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

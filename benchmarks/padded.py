@@ -67,13 +67,7 @@ def padded_batches(token_ids: list[list[int]], batch_size: int, pad_id: int) -> 
 
 
 def lexical(token_ids: list[list[int]], sparse: Any, special_ids: list[int]) -> list[dict[int, float]]:
-    """Return each text's highest positive weight of each token id, without special ids.
-
-    Parameters
-    ----------
-    token_ids : each text's token ids
-    sparse : a float array (tokens,) for each text
-    """
+    """Return each text's highest positive weight of each token id, from one weight a token, without special ids."""
     texts: list[dict[int, float]] = []
     for ids, weights in zip(token_ids, sparse, strict=True):
         ascending = sorted(zip(ids, weights.tolist(), strict=True), key=lambda pair: pair[1])

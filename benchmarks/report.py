@@ -4,15 +4,18 @@ A document says where a table goes: ``<!-- bench:readme -->`` ... ``<!-- /bench 
 """
 
 import argparse
+import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
 from benchmarks import charts, tables
-from benchmarks.results import FIRST, RESULTS, Report, failures, machine, read_reports
+from benchmarks.tables import Report, failures, machine
 
 ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks/results"
+FIRST = "cpu"  # the report that the README and docs/measurements.md quote; the page begins with it
 PAGE, INTRODUCTION = "benchmarks/README.md", Path(__file__).with_name("introduction.md")
 DOCUMENTS = ("README.md", "docs/measurements.md")
 MARKED = re.compile(r"(<!-- bench:(\S+) -->\n).*?(<!-- /bench -->)", re.DOTALL)
@@ -42,35 +45,32 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def stale_files() -> dict[Path, str | charts.Chart]:
-    """Return what the documents and charts should hold that are not what the reports give.
+def read_reports() -> dict[str, Report]:
+    """Return the comparisons of encoders in benchmarks/results by their files' names, the quoted one first."""
+    found = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob("*.json"))}
+    names = sorted((name for name in found if "encoders" in found[name]), key=lambda name: name != FIRST)
+    return {name: found[name] for name in names}
 
-    A chart is compared by its data: its bytes depend on matplotlib's version.
+
+def stale_files() -> dict[Path, str | charts.Chart]:
+    """Return the documents and charts that are not what the reports give, with what they should hold.
+
+    Charts are compared by their data: their bytes depend on matplotlib's version.
     """
     reports = read_reports()
     texts = {ROOT / PAGE: page(reports)}
     for path in (ROOT / name for name in DOCUMENTS):
         if path.is_file():
             texts[path] = fill(path.read_text(encoding="utf-8"), reports[FIRST])
-    drawn = {
-        RESULTS / f"{name}_{kind}.svg": chart
-        for name, report in reports.items()
-        for kind, chart in charts.charts_of(report).items()
-    }
+    drawn = {RESULTS / f"{name}_throughput.svg": charts.throughput(each) for name, each in reports.items()}
     stale: dict[Path, str | charts.Chart] = {
         path: text for path, text in texts.items() if not path.is_file() or path.read_text(encoding="utf-8") != text
     }
-    return stale | {path: chart for path, chart in drawn.items() if charts.data_of(path) != chart}
+    return stale | {path: chart for path, chart in drawn.items() if chart["bars"] and charts.data_of(path) != chart}
 
 
 def fill(text: str, report: Report) -> str:
-    """Return a document with its tables.
-
-    Raises
-    ------
-    ValueError
-        If a marker is not closed, or names a table that there is not.
-    """
+    """Return a document with its tables; raise ValueError if a marker is not closed or names no table."""
 
     def between(found: re.Match[str]) -> str:
         opening, name, closing = found.groups()
@@ -94,14 +94,13 @@ def page(reports: dict[str, Report]) -> str:
 
 
 def sections(name: str, report: Report) -> Iterator[str]:
-    """Yield a report's tables and charts."""
-    drawn = {kind: f"![{kind}](results/{name}_{kind}.svg)" for kind in charts.charts_of(report)}
+    """Yield a report's tables and chart."""
     groups = {scenario["group"] for scenario in report["scenarios"].values()}
     yield f"## {machine(report)}: [{name}.json](results/{name}.json)\n\n{tables.conditions(report)}"
     if "mix" in report["scenarios"]:
-        yield f"{tables.overview(report)}\n\n{drawn['throughput']}"
+        yield f"{tables.overview(report)}\n\n![throughput](results/{name}_throughput.svg)"
     if "mix dense" in report["scenarios"]:
-        yield f"### Dense alone\n\n{tables.dense(report)}\n\n{drawn['throughput_dense']}"
+        yield f"### Dense alone\n\n{tables.dense(report)}"
     for group, title in GROUPS.items():
         if group in groups:
             yield f"### {title}\n\n{tables.group(report, group)}"

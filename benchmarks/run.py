@@ -1,20 +1,21 @@
 """Compare bgem3 with other encoders on this machine: `python -m benchmarks run --help`.
 
 Without an artifact, one is exported from the checkpoint, or from random weights: of BGE-M3's size, or with --quick of a
-small one. What is made is kept in the work folder for the next run.
+small model. Each rival runs in a Python environment of its own, but with --quick in this one. The work folder keeps
+what is made for the next run. The first full run takes half an hour, 30 GB of disk and 20 GB of memory to prepare, and
+an hour or two to measure on two cores.
 """
 
 import argparse
-import multiprocessing
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks import tables
+from benchmarks.artifact import make_artifact
 from benchmarks.comparison import Comparison, Encoder, choose_encoders
 from benchmarks.peer import Settings, cpu_flags
-from benchmarks.results import FIRST, RESULTS, failures
-from benchmarks.workload import MIX, NAMES, QUICK, make_scenario, text_tokens
+from benchmarks.workload import MIX, NAMES, QUICK, make_scenario
 from bgem3.runtime.artifact import OUTPUTS, Artifact, is_artifact, read_artifact
 from bgem3.runtime.bench import ExactTexts
 from bgem3.runtime.cpus import available_cpus
@@ -25,12 +26,10 @@ from bgem3.runtime.tokenizer import TextTokenizer
 N_TURNS = 3
 QUICK_PEERS = ("torch-sdpa-fp32", "flagembedding-fp32")  # rivals that the repository's environment has
 CALIBRATION_TEXTS, LONGEST = 40, 200  # texts for encoders that quantize, and their characters; longer ones take hours
-INSTRUCTION_SETS = {"avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "avx512_fp16", "amx_int8", "amx_bf16"}
-"""CPU flags that decide which matrix products a library takes."""
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Check the arguments, make what is missing, compare, and print the first table."""
+    """Check the arguments, make what is missing, compare, and say what was measured."""
     parser = make_parser()
     options = parser.parse_args(arguments)
     try:
@@ -38,8 +37,9 @@ def main(arguments: Sequence[str]) -> int:
         report = compare(options, read_artifact(find_artifact(options)), encoders)
     except (ValueError, RuntimeError) as error:
         parser.error(str(error))
-    print("\n".join([tables.overview(report), "", tables.conditions(report), *failures(report)]))
-    print(f"The report is in {options.output}.")
+    print("\n".join([tables.overview(report), "", tables.conditions(report), *tables.failures(report)]))
+    described = (f"{name} ({found['title']})" for name, found in report["scenarios"].items())
+    print(f"Measured: {'; '.join(described)}. {options.output} has every figure.")
     return int(any("not_run" in found for found in report["encoders"].values() if found["kind"] == "bgem3"))
 
 
@@ -54,22 +54,13 @@ def make_parser() -> argparse.ArgumentParser:
     add("--scenarios", nargs="+", help="names of some, such as 'query 16' mix 8x128; default: all, six with --quick")
     add("--threads", type=int, default=available_cpus(), help="default: the CPUs that this process may use")
     add("--work", type=Path, help="folder for what is made; default: benchmarks/scratch/full or quick")
-    add("--environments", type=Path, help="folder of the rivals' Python environments; default: this Python for all")
-    add("--timeout", type=float, default=600.0, help="seconds that one scenario may take an encoder; default: 600")
     add("--output", type=Path, help="JSON file; default: benchmarks/results/cpu.json, with --quick in the work folder")
     add("--quick", action="store_true", help="a small model, two rivals and one turn: two minutes")
     return parser
 
 
 def check(options: argparse.Namespace) -> list[Encoder]:
-    """Fill in the defaults, and return the encoders; nothing is made before all options are right.
-
-    Raises
-    ------
-    ValueError
-        If an option is wrong; the message says which, and what it may be.
-    """
-    options.has_named_scenarios = options.scenarios is not None
+    """Fill in the defaults, and return the encoders; raise ValueError before anything is made if an option is wrong."""
     options.scenarios = options.scenarios or (QUICK if options.quick else NAMES)
     if unknown := set(options.scenarios) - set(NAMES):
         raise ValueError(f"there is no scenario {sorted(unknown)}; there are {', '.join(NAMES)}")
@@ -81,10 +72,10 @@ def check(options: argparse.Namespace) -> list[Encoder]:
             raise ValueError(f"--{name} must be a folder, found {folder}")
     if options.artifact and (missing := set(options.precisions) - precisions_of(options.artifact)):
         raise ValueError(f"{options.artifact} has no {', '.join(sorted(missing))}; name others with --precisions")
-    if options.threads < 1 or options.timeout <= 0:
-        raise ValueError("--threads and --timeout must be positive")
+    if options.threads < 1:
+        raise ValueError(f"--threads must be positive, found {options.threads}")
     options.work = options.work or Path("benchmarks/scratch", "quick" if options.quick else "full")
-    options.output = options.output or (options.work / "report.json" if options.quick else RESULTS / f"{FIRST}.json")
+    options.output = options.output or Path(options.work if options.quick else "benchmarks/results", "cpu.json")
     return choose_encoders(options.peers, options.precisions)
 
 
@@ -94,37 +85,18 @@ def precisions_of(artifact: Path) -> set[str]:
 
 
 def find_artifact(options: argparse.Namespace) -> Path:
-    """Return the artifact's folder; export it, in a process whose memory goes when it ends, unless it is there."""
+    """Return the artifact's folder, and note its checkpoint; export what is not there."""
     options.weights = "the checkpoint's" if options.checkpoint or options.artifact else "random"
     options.work.mkdir(parents=True, exist_ok=True)
-    if options.artifact:
-        return Path(options.artifact)
-    options.checkpoint = options.checkpoint or options.work / "checkpoint"
-    artifact: Path = options.work / "artifact"
+    artifact = options.artifact or options.work / "artifact"
     if not is_artifact(artifact) or set(options.precisions) - precisions_of(artifact):
-        make_random = options.weights == "random"
-        arguments = (options.checkpoint, artifact, tuple(options.precisions), make_random, options.quick)
-        process = multiprocessing.get_context("spawn").Process(target=make_artifact, args=arguments)
-        process.start()
-        process.join()
-        if process.exitcode:
-            raise RuntimeError("exporting the artifact failed; the error is above")
-    return artifact
-
-
-def make_artifact(checkpoint: Path, artifact: Path, precisions: Sequence[str], make_random: bool, small: bool) -> None:
-    """Export an artifact with the portable graph, first making random weights of BGE-M3's size or a small one."""
-    from bgem3.export import export_model, quality_gate
-    from scripts.make_demo_checkpoint import make_demo_checkpoint
-    from scripts.make_random_checkpoint import BGE_M3_VOCABULARY, make_random_checkpoint
-
-    if make_random:
-        tokenizer = make_demo_checkpoint(artifact.with_name("demo")) / "tokenizer.json"
-        size = {"hidden": 384, "layers": 3, "heads": 6, "intermediate": 1536}
-        size = size if small else {"vocabulary": BGE_M3_VOCABULARY}
-        make_random_checkpoint(tokenizer, checkpoint, **size)
-        quality_gate.BOUNDS.clear()  # no quality to lose; layers that the gate keeps in float32 would hide int8's speed
-    export_model(checkpoint, artifact, precisions, portable=True, overwrite=is_artifact(artifact), show_progress=True)
+        precisions, small = tuple(options.precisions), options.quick
+        artifact, options.checkpoint = make_artifact(
+            options.work, options.checkpoint, precisions, small=small, portable=True
+        )
+    elif options.weights == "random":
+        options.checkpoint = options.work / "checkpoint"
+    return Path(artifact)
 
 
 def compare(options: argparse.Namespace, artifact: Artifact, encoders: Sequence[Encoder]) -> dict[str, Any]:
@@ -136,8 +108,6 @@ def compare(options: argparse.Namespace, artifact: Artifact, encoders: Sequence[
     known = Reference.load(artifact.folder).texts
     exact = ExactTexts(tokenizer, spec, known)
     names = [name for name in NAMES if name in (MIX, *options.scenarios)]
-    if not options.has_named_scenarios:
-        names = [name for name in names if text_tokens(name) <= spec.max_length]
     scenarios = {name: make_scenario(name, exact, tokenizer, spec.max_length, n_turns) for name in names}
     paths = {"artifact": artifact.folder, "checkpoint": options.checkpoint, "portable": artifact.folder / "portable"}
     settings: Settings = {
@@ -146,25 +116,25 @@ def compare(options: argparse.Namespace, artifact: Artifact, encoders: Sequence[
     settings |= {"device": "cpu", "threads": options.threads, **vars(spec)}
     settings["calibration"] = [text for text in known if 1 < len(text) <= LONGEST][:CALIBRATION_TEXTS]
     settings["special_ids"] = [spec.cls_id, spec.pad_id, spec.eos_id, spec.unk_id]
-    machine = {"n_threads": options.threads, "instruction_sets": sorted(INSTRUCTION_SETS & cpu_flags())}
-    report = {
-        "environment": describe_machine("cpu") | machine,
-        "settings": {"model": vars(spec), "weights": options.weights, "n_turns": n_turns, "timeout_s": options.timeout},
-        "scenarios": {
-            name: {key: value for key, value in scenarios[name].items() if key != "texts"}
-            for name in names
-            if name in options.scenarios
+    vector_sets = sorted(flag for flag in cpu_flags() if flag.startswith(("avx", "amx")))
+    machine = {"n_threads": options.threads, "instruction_sets": vector_sets}
+    comparison = Comparison(
+        report={
+            "environment": describe_machine("cpu") | machine,
+            "settings": {"model": vars(spec), "weights": options.weights, "n_turns": n_turns},
+            "scenarios": {
+                name: {key: value for key, value in scenarios[name].items() if key != "texts"}
+                for name in names
+                if name in options.scenarios
+            },
         },
-    }
-    Comparison(
-        report=report,
         path=options.output,
         encoders=encoders,
         scenarios=scenarios,
         settings=settings,
         work=options.work.absolute(),
-        environments=options.environments,
+        environments=None if options.quick else options.work / "environments",
         n_turns=n_turns,
-        timeout=options.timeout,
-    ).run()
-    return report
+    )
+    comparison.run()
+    return comparison.report

@@ -1,11 +1,14 @@
-"""The Markdown tables of a report. The best of a column is bold; a dash stands where an encoder did not run."""
+"""Write a report of `python -m benchmarks run` as Markdown tables.
+
+The best of a column is bold; a dash stands where an encoder did not run.
+"""
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.results import Report, fastest, first_encoder, machine, ratios, timings
+Report = dict[str, Any]
 
 BY_TIME = ("query", "clients", "rerank", "long")  # groups of scenarios with a column of median times
 BY_RATE = ("clients", "shapes", "bulk")  # groups with a column of tokens per second
@@ -20,9 +23,25 @@ FOOTPRINT = {
 IN_README = ("bgem3 int8", "bgem3 fp32", "bge-m3-lite int8", "optimum ONNX", "OpenVINO", "FlagEmbedding")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Timing:
+    """What an encoder took in a scenario, over all calls of all turns.
+
+    Attributes
+    ----------
+    p50 : seconds of a call, the median
+    tokens_per_s : by the median call, or by the wall clock where several clients call
+    turns : the median of each turn, in seconds
+    """
+
+    p50: float
+    tokens_per_s: float
+    turns: list[float]
+
+
 @dataclass(frozen=True)
 class Column:
-    """A column of a table: a value of each encoder that has one, how to write it, and which one is best."""
+    """A column of a table: a value for each encoder that has one, how to write it, and which one is best."""
 
     title: str
     values: Mapping[str, Any]
@@ -35,6 +54,43 @@ class Column:
         best = self.show(self.best([self.values[label] for label in shown])) if self.best and shown else None
         bold = {label: f"**{text}**" for label, text in shown.items() if text == best}
         return [(shown | bold).get(label, "–") for label in labels]
+
+
+def first_encoder(report: Report) -> str:
+    """Return the encoder that the others are compared with: bgem3 in int8, where it was measured."""
+    return str(next(label for label, found in report["encoders"].items() if found["kind"] == "bgem3"))
+
+
+def timings(report: Report, scenario: str) -> dict[str, Timing]:
+    """Return what each encoder took in a scenario, without encoders that failed there or later."""
+    described, found = report["scenarios"].get(scenario, {}), {}
+    for label, encoder in report["encoders"].items():
+        cell = encoder["scenarios"].get(scenario, {})
+        if "seconds" not in cell or "not_run" in encoder:
+            continue
+        calls = [seconds for turn in cell["seconds"] for seconds in turn]
+        p50 = statistics.median(calls)
+        n_tokens = described["n_tokens"] / (described["n_texts"] if described["is_single"] else 1)
+        per_call = sum(cell["wall_s"]) / len(calls) if described["n_clients"] > 1 else p50
+        turns = [statistics.median(turn) for turn in cell["seconds"]]
+        found[label] = Timing(p50=p50, tokens_per_s=n_tokens / per_call, turns=turns)
+    return found
+
+
+def ratios(report: Report, scenario: str) -> dict[str, list[float]]:
+    """Return how many times as long as the first encoder every other took, turn by turn."""
+    found = timings(report, scenario)
+    first = found.pop(first_encoder(report), None)
+    pairs = {label: zip(timing.turns, first.turns, strict=False) for label, timing in found.items() if first}
+    return {label: [theirs / ours for theirs, ours in turns] for label, turns in pairs.items()}
+
+
+def fastest(report: Report, scenarios: Sequence[str]) -> list[str]:
+    """List the encoders that ran any of these scenarios: the first one, then by their rates in the last scenario."""
+    found = [timings(report, name) for name in scenarios]
+    rates = {label: timing.tokens_per_s for label, timing in (found[-1].items() if found else ())}
+    ran = [label for label in report["encoders"] if any(label in each for each in found)]
+    return sorted(ran, key=lambda label: (label != first_encoder(report), -rates.get(label, 0.0)))
 
 
 def table(labels: Sequence[str], columns: Sequence[Column]) -> str:
@@ -51,7 +107,7 @@ def speed(
 
     Parameters
     ----------
-    names : of the scenarios; the report need not have all
+    names : scenarios; the report need not have all
     beside : a scenario in which the first encoder is compared with each other one
     labels : the rows; none for all encoders that ran, the fastest in the last scenario first
     footprint : titles of columns to add, such as "cold start"
@@ -62,7 +118,8 @@ def speed(
         if group in BY_TIME:
             columns.append(Column(name, {label: each.p50 for label, each in found.items()}, seconds, min))
         if group in BY_RATE:
-            columns.append(_rates(f"{name}, tokens/s", report, name))
+            rates = {label: each.tokens_per_s for label, each in found.items()}
+            columns.append(Column(f"{name}, tokens/s", rates, "{:,.0f}".format, max))
     if beside:
         medians = {label: statistics.median(turns) for label, turns in ratios(report, beside).items()}
         words = {label: f"{digits(median, 2)}x as fast" for label, median in medians.items()}
@@ -72,7 +129,7 @@ def speed(
 
 
 def overview(report: Report, labels: Sequence[str] = ()) -> str:
-    """Write the table of a first look: a query, reranking and a mix of texts with all heads, start and memory."""
+    """Write the first table: a query, reranking and a mix of texts with all heads, start and memory."""
     names, footprint = ("query 16", "rerank 20", "mix"), ("cold start", "peak memory")
     return speed(report, names, beside="mix", labels=labels, footprint=footprint)
 
@@ -115,13 +172,14 @@ def agreement(report: Report) -> str:
     return table(list(encoders), [Column(name.replace("_", " "), values[name], "{:.5f}".format) for name in names])
 
 
-def _rates(title: str, report: Report, name: str) -> Column:
-    rates = {label: each.tokens_per_s for label, each in timings(report, name).items()}
-    return Column(title, rates, "{:,.0f}".format, max)
+def machine(report: Report) -> str:
+    """Name the processor and the number of threads."""
+    environment = report["environment"]
+    return f"{environment['processor']}, {environment['n_threads']} threads"
 
 
 def conditions(report: Report) -> str:
-    """Say on what the figures were measured, how, and with which versions."""
+    """Say on what machine the report was measured, how, and with which versions."""
     settings, model = report["settings"], report["settings"]["model"]
     found = [report["environment"]["versions"], *(each.get("versions", {}) for each in report["encoders"].values())]
     versions = dict.fromkeys(f"{name} {version}" for each in found for name, version in each.items())
@@ -134,6 +192,23 @@ def conditions(report: Report) -> str:
         ", ".join(versions),
     ]
     return f"{'; '.join(said)}. {settings.get('note', '')}".strip()
+
+
+def failures(report: Report) -> list[str]:
+    """Say which encoders did not run, or did not run every scenario, and why."""
+    said = []
+    for label, encoder in report["encoders"].items():
+        if "not_run" in encoder:
+            said.append(f"{label}: {encoder['not_run']}")
+            continue
+        given = {head for name in encoder["scenarios"] for head in report["scenarios"][name]["outputs"]}
+        reasons: dict[str, list[str]] = {}
+        for name, scenario in report["scenarios"].items():
+            cell = encoder["scenarios"].get(name, {"not_run": "not measured"})
+            if "not_run" in cell and given.issuperset(scenario["outputs"]):
+                reasons.setdefault(cell["not_run"], []).append(name)
+        said += [f"{label}, {', '.join(names)}: {reason}" for reason, names in reasons.items()]
+    return said
 
 
 def seconds(value: float) -> str:

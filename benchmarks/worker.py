@@ -25,25 +25,13 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.peer import Encode, Encoded, Peer, Settings
+from benchmarks.peer import Encode
 from benchmarks.peers import PEERS
 
 QUERY = "What is BM25?"
 MUCH_SLOWER = 1.25  # times as slow as the best: no larger batch is tried, since it would be slower still
 ONCE = 3.0  # seconds; a longer call is timed once while choosing a batch size, a shorter one three times
 FEW_TOKENS = 1100  # estimated as characters / 4; a smaller scenario is encoded once before the clock starts
-
-
-def open_encoder(peer: Peer, settings: Settings) -> Encode:
-    """Return an encoder that leaves out the heads that it lacks, and serves one thread at a time where it must."""
-    encode = peer.open(settings)
-    lock: Any = contextlib.nullcontext() if peer.is_thread_safe else threading.Lock()
-
-    def call(texts: list[str], outputs: tuple[str, ...], batch_size: int) -> Encoded:
-        with lock:
-            return encode(texts, tuple(head for head in outputs if head in peer.outputs), batch_size)
-
-    return call
 
 
 def save(encode: Encode, scenario: dict[str, Any], vocab_size: int) -> None:
@@ -69,17 +57,24 @@ def tune(encode: Encode, scenario: dict[str, Any], batch_sizes: tuple[int, ...])
     return tried
 
 
-def run(encode: Encode, scenario: dict[str, Any]) -> dict[str, Any]:
-    """Return the seconds of each call, and of all together; the clients share the calls."""
+def run(encode: Encode, scenario: dict[str, Any], is_thread_safe: bool) -> dict[str, Any]:
+    """Return the seconds of each call, and of all together; the clients share the calls.
+
+    The calls of an encoder that is not thread-safe wait for each other, as they would in a server.
+    """
     texts, n_clients = scenario["texts"], scenario["n_clients"]
     calls = itertools.cycle([[text] for text in texts] if scenario["is_single"] else [texts])
     numbers, lock = itertools.count(), threading.Lock()
+    one_at_a_time: Any = contextlib.nullcontext() if is_thread_safe else threading.Lock()
     times: list[float] = []
 
     def call() -> float:
         with lock:
             batch = next(calls)
-        return seconds_of(partial(encode, batch, scenario["outputs"], scenario["batch_size"]))
+        start = time.perf_counter()
+        with one_at_a_time:
+            encode(batch, scenario["outputs"], scenario["batch_size"])
+        return time.perf_counter() - start
 
     def client(_: int) -> None:
         while next(numbers) < scenario["n_calls"] and (not times or time.perf_counter() < deadline):
@@ -132,14 +127,15 @@ def main() -> None:
         for module in peer.modules:
             importlib.import_module(module)
         start = time.perf_counter()
-        encode = open_encoder(peer, settings)
+        encode = peer.open(settings)
         load_s = time.perf_counter() - start
-        answer(load_s=load_s, first_s=seconds_of(partial(encode, [QUERY], peer.outputs, 1)))
+        encode([QUERY], peer.outputs, 1)
+        answer(load_s=load_s)
     if check := job.get("check"):
         save(encode, check, settings["vocab_size"])
         answer(tried_seconds=tune(encode, check, peer.batch_sizes))
     for scenario in job.get("scenarios", ()):
-        answer(**run(encode, scenario))
+        answer(**run(encode, scenario, peer.is_thread_safe))
     sys.stdin.read()
 
 

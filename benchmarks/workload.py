@@ -26,39 +26,30 @@ CLIENT_TOKENS = 16
 MIX_PASSAGES, MIX_QUESTIONS, QUESTION_TOKENS = 8, 16, 14  # as in XQuAD, whose questions are of 14 tokens in the median
 
 
-def text_tokens(name: str) -> int:
-    """Return the tokens of each of a scenario's texts, or of its short ones."""
-    kind, *numbers = name.split()
-    if kind in ("query", "long"):
-        return int(numbers[0])
-    return int(kind.split("x")[1]) if kind[0].isdigit() else QUESTION_TOKENS if kind == MIX else CLIENT_TOKENS
-
-
 def make_scenario(name: str, exact: ExactTexts, tokenizer: TextTokenizer, max_length: int, n_turns: int) -> Scenario:
-    """Return the scenario of a name; the texts are the same in every call.
-
-    Raises
-    ------
-    ValueError
-        If the model does not take texts so long.
-    """
+    """Return the scenario of a name; raise ValueError if the model does not take texts so long."""
     kind, *numbers = name.split()
     count = int(numbers[0]) if numbers and numbers[0].isdigit() else 1
-    n_tokens, n_texts = text_tokens(name), 1
-    if n_tokens > max_length:
-        raise ValueError(f"{name!r} needs texts of {n_tokens} tokens; this model takes at most {max_length}")
-    group, title = kind, f"one text of {n_tokens} tokens"
-    if kind == "query":
-        title, n_texts = f"one query of {n_tokens} tokens", N_QUERIES
+    group, n_texts, n_tokens = kind, 1, CLIENT_TOKENS
+    if kind in ("query", "long"):
+        n_texts, n_tokens = N_QUERIES if kind == "query" else 1, count
+        title = f"one {'query' if kind == 'query' else 'text'} of {n_tokens} tokens"
     elif kind == "clients":
         title, n_texts = f"{count} threads with a query of {n_tokens} tokens each", N_QUERIES
     elif kind == "rerank":
         title = f"one query and {count} passages"
     elif kind == MIX:
-        group, title, n_texts = "bulk", f"{MIX_PASSAGES} passages and {MIX_QUESTIONS} questions", MIX_QUESTIONS
-    elif kind != "long":
-        n_texts = int(kind.split("x")[0])
-        group, title = "shapes", f"{n_texts} texts of {n_tokens} tokens, one batch"
+        group, n_texts, n_tokens = "bulk", MIX_QUESTIONS, QUESTION_TOKENS
+        title = f"{MIX_PASSAGES} passages and {MIX_QUESTIONS} questions"
+    else:
+        group, (n_texts, n_tokens) = "shapes", map(int, kind.split("x"))
+        title = f"{n_texts} texts of {n_tokens} tokens, one batch"
+    title += ", dense alone" * name.endswith("dense")
+    if n_tokens > max_length:
+        raise ValueError(
+            f"{name!r} needs texts of {n_tokens} tokens; this model takes at most {max_length}: "
+            "name shorter scenarios with --scenarios"
+        )
     texts = passages(exact, {"rerank": count, MIX: MIX_PASSAGES}.get(kind, 0)) + exact(n_tokens, n_texts)
     return {
         "title": title,

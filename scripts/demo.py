@@ -10,11 +10,14 @@ import sys
 import tempfile
 from pathlib import Path
 
+import numpy as np
 from rich.console import Console
-from rich.table import Column, Table
+from rich.table import Table
 
 from bgem3.runtime import BGEM3Model
 from bgem3.runtime.export_cache import find_or_export
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
 
 QUERIES = ["What is BGE M3?", "Defination of BM25"]
 PASSAGES = [
@@ -42,9 +45,8 @@ def main() -> None:
 
 def export_built_in(folder: Path) -> Path:
     """Make the built-in checkpoint and export it; return the artifact folder."""
-    from make_demo_checkpoint import make_demo_checkpoint
-
     from bgem3.export import export_model  # here, because torch takes seconds to import
+    from scripts.make_demo_checkpoint import make_demo_checkpoint
 
     artifact = folder / "artifact"
     export_model(make_demo_checkpoint(folder / "checkpoint"), artifact)
@@ -52,25 +54,17 @@ def export_built_in(folder: Path) -> Path:
 
 
 def score_table(model: BGEM3Model) -> Table:
-    """Return each query's scores with each passage, and what they come from."""
+    """Return each query's scores with each passage, and the tokens that both have."""
     queries, passages = model.encode(QUERIES), model.encode(PASSAGES)
     scores = model.score(QUERIES, PASSAGES, weights=(1, 1, 1))
-    columns = ("pair", "dense", "lexical", "shared tokens", "multi-vector", "shapes", "hybrid", "rank")
-    table = Table(*(Column(name, no_wrap=name != "shared tokens") for name in columns))
-    for i in range(len(QUERIES)):
-        ranks = (-scores.hybrid[i]).argsort().argsort() + 1
-        for j in range(len(PASSAGES)):
-            shared = queries.lexical_weights[i].keys() & passages.lexical_weights[j].keys()
-            table.add_row(
-                f"q{i} p{j}",
-                f"{scores.dense[i, j]:.4f}",
-                f"{scores.sparse[i, j]:.4f}",
-                " ".join(sorted(model.tokenizer.token(int(token_id)) for token_id in shared)),
-                f"{scores.multivector[i, j]:.4f}",
-                f"{queries.multivector[i].shape}\n{passages.multivector[j].shape}",
-                f"{scores.hybrid[i, j]:.4f}",
-                str(ranks[j]),
-            )
+    table = Table("pair", "dense", "lexical", "shared tokens", "multi-vector", "hybrid")
+    for i, j in np.ndindex(scores.dense.shape):
+        shared = queries.lexical_weights[i].keys() & passages.lexical_weights[j].keys()
+        tokens = " ".join(sorted(model.tokenizer.token(int(token_id)) for token_id in shared))
+        dense, lexical, multivector, hybrid = (
+            f"{each[i, j]:.4f}" for each in (scores.dense, scores.sparse, scores.multivector, scores.hybrid)
+        )
+        table.add_row(f"q{i} p{j}", dense, lexical, tokens, multivector, hybrid)
     return table
 
 

@@ -1,12 +1,12 @@
 """Make a tiny checkpoint in BGE-M3's format. Its weights are constructed so that its scores make sense untrained.
 
 - Hidden dimension 0 holds a token's *rarity*, dimensions 1 and 2 hold *markers*, the others hold *content*.
-- A token's content is a random direction of its own plus a random direction for each topic it occurs in. So a
-  question is close to its passage and, less so, to the passage's translations (random indexing).
-- `<s>` and `</s>` have markers alone. The embedding LayerNorm erases markers, so both start as near zero vectors.
-- Attention has a constant query, and keys that read the rarity: every token receives the text's mean content, in
-  which rare tokens weigh most. `<s>` receives nothing else, hence the dense vector.
-- The sparse head reads the rarity, the multi-vector head rotates the content.
+- A token's content is a random direction of its own plus one for each topic that it occurs in. So a question is close
+  to its passage and, less so, to the passage's translations (random indexing).
+- `<s>` and `</s>` have markers alone. The embedding LayerNorm erases markers, so both start near zero.
+- Attention's queries are constant, and its keys read the rarity. So every token receives the text's mean content, in
+  which rare tokens weigh most. `<s>` receives nothing else: that is the dense vector.
+- The sparse head reads the rarity. The multi-vector head rotates the content.
 
 Rotations and small noise fill every matrix, so that a transposed or forgotten weight changes the output.
 In docstrings, V is the number of vocabulary pieces and H the hidden size.
@@ -18,12 +18,14 @@ import re
 import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors.numpy import save
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from transformers import XLMRobertaConfig
 
 Array = NDArray[np.float64]
 Weights = dict[str, Array]
@@ -62,20 +64,15 @@ def demo_pairs() -> list[list[tuple[str, str]]]:
     return [[(question, passage) for question, _, passage in topic] for topic in pairs]
 
 
-def _split_words(line: str) -> list[str]:
-    """Split a line into words and punctuation marks; `▁` precedes words of languages that write spaces."""
-    start = "" if "/" in line else "▁"
-    tokens = re.findall(rf"[^\s/|{PUNCTUATION}]+|[{PUNCTUATION}]", unicodedata.normalize("NFKC", line))
-    return [token if token in PUNCTUATION else start + token for token in tokens]
-
-
 def _word_pieces() -> list[Piece]:
-    """Return the words and punctuation marks of the corpus; those in few lines are rare."""
+    """Return the words and punctuation marks of the corpus; `▁` precedes words of languages that write spaces."""
     topics_of: dict[str, list[int]] = {}  # for each word, the topic of each line with it
     for number, topic in enumerate(CORPUS.strip().split("\n\n")):
         for line in topic.splitlines():
-            for word in dict.fromkeys(_split_words(line)):
-                topics_of.setdefault(word, []).append(number)
+            start = "" if "/" in line else "▁"
+            tokens = re.findall(rf"[^\s/|{PUNCTUATION}]+|[{PUNCTUATION}]", unicodedata.normalize("NFKC", line))
+            for token in dict.fromkeys(tokens):
+                topics_of.setdefault(token if token in PUNCTUATION else start + token, []).append(number)
     pieces = []
     for word, topics in topics_of.items():
         score = math.log(len(topics) / len(topics_of))
@@ -193,67 +190,52 @@ def _backbone(rng: np.random.Generator, vocabulary: list[Piece]) -> Weights:
     return weights
 
 
-def _write_heads(folder: Path, rng: np.random.Generator) -> None:
-    """Write the sparse and the multi-vector head."""
+def _heads(rng: np.random.Generator) -> dict[str, Weights]:
+    """Return the weights of the sparse and the multi-vector head."""
     reads_rarity = rng.normal(scale=0.001, size=(1, HIDDEN))
     reads_rarity[0, RARITY] = 0.3 / RARITY_SCALE
     sparse = {"weight": reads_rarity, "bias": np.array([0.05])}
-    colbert = _linear(rng, "", _rotation(rng) @ CONTENT_ONLY)
-    for name, head in (("sparse", sparse), ("colbert", colbert)):
-        tensors = {key: torch.tensor(value, dtype=torch.float32) for key, value in head.items()}
-        torch.save(tensors, folder / f"{name}_linear.pt")
+    return {"sparse_linear": sparse, "colbert_linear": _linear(rng, "", _rotation(rng) @ CONTENT_ONLY)}
 
 
-def _write_json(path: Path, **content: object) -> None:
-    """Write the keyword arguments as a JSON object."""
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
-
-def _write_configs(folder: Path, n_pieces: int) -> None:
-    """Write config.json and tokenizer_config.json for a vocabulary of `n_pieces` pieces."""
-    _write_json(
-        folder / "config.json",
-        architectures=["XLMRobertaModel"],
-        model_type="xlm-roberta",
-        hidden_size=HIDDEN,
-        num_hidden_layers=len(MIXING),
-        num_attention_heads=N_HEADS,
-        intermediate_size=FFN,
-        hidden_act="gelu",
-        layer_norm_eps=1e-5,
-        max_position_embeddings=N_POSITIONS,
-        type_vocab_size=1,
-        vocab_size=n_pieces,
-        bos_token_id=0,
-        pad_token_id=1,
-        eos_token_id=2,
-        torch_dtype="float32",
-    )
-    names = {**SPECIAL_TOKENS, "cls_token": "<s>", "sep_token": "</s>"}
-    mask = {"__type": "AddedToken", "content": "<mask>", "lstrip": True, "normalized": False, "special": True}
-    _write_json(
-        folder / "tokenizer_config.json",
-        tokenizer_class="XLMRobertaTokenizer",
-        model_max_length=N_POSITIONS - 2,
-        mask_token=mask,
-        **names,
-    )
-
-
-def make_demo_checkpoint(folder: str | Path, *, seed: int = 0) -> Path:
-    """Write the demo checkpoint into a folder, which is made if missing; return the folder.
-
-    Parameters
-    ----------
-    seed : of every random number; the same seed gives the same bytes
-    """
+def make_demo_checkpoint(folder: str | Path) -> Path:
+    """Write the demo checkpoint into a folder, which is made if missing; return the folder."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     vocabulary = build_vocabulary()
     weights = {name: value.astype(np.float32) for name, value in _backbone(rng, vocabulary).items()}
     (folder / "model.safetensors").write_bytes(save(weights, metadata={"format": "pt"}))
-    _write_heads(folder, rng)
-    _write_configs(folder, len(vocabulary))
+    for name, head in _heads(rng).items():
+        tensors = {key: torch.tensor(value, dtype=torch.float32) for key, value in head.items()}
+        torch.save(tensors, folder / f"{name}.pt")
     build_tokenizer(vocabulary).save(str(folder / "tokenizer.json"))
+    config = make_config(HIDDEN, len(MIXING), N_HEADS, FFN, N_POSITIONS - 2, vocab_size=len(vocabulary))
+    config.save_pretrained(folder)
+    write_tokenizer_config(folder, N_POSITIONS - 2)
     return folder
+
+
+def make_config(
+    hidden: int, layers: int, heads: int, intermediate: int, max_length: int, *, pad_token_id: int = 1, **others: Any
+) -> XLMRobertaConfig:
+    """Return a backbone's configuration, with XLM-RoBERTa's values where none are given."""
+    return XLMRobertaConfig(
+        hidden_size=hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        intermediate_size=intermediate,
+        max_position_embeddings=max_length + pad_token_id + 1,
+        pad_token_id=pad_token_id,
+        type_vocab_size=1,
+        layer_norm_eps=1e-5,
+        **others,
+    )
+
+
+def write_tokenizer_config(folder: Path, max_length: int) -> None:
+    """Write the tokenizer_config.json of a tokenizer in BGE-M3's form."""
+    mask = {"__type": "AddedToken", "content": "<mask>", "lstrip": True, "normalized": False, "special": True}
+    names = {**SPECIAL_TOKENS, "cls_token": "<s>", "sep_token": "</s>", "mask_token": mask}
+    settings = {"tokenizer_class": "XLMRobertaTokenizer", "model_max_length": max_length, **names}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=1), encoding="utf-8")

@@ -3,17 +3,14 @@
 Random weights have no quality; they serve to measure size, speed, memory and parity.
 """
 
-import json
 import shutil
 from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer
-from transformers import XLMRobertaConfig, XLMRobertaModel
+from transformers import XLMRobertaModel
 
-from scripts.make_demo_checkpoint import make_demo_checkpoint
-
-BGE_M3_VOCABULARY = 250002
+from scripts.make_demo_checkpoint import make_config, write_tokenizer_config
 
 
 def make_random_checkpoint(
@@ -42,17 +39,14 @@ def make_random_checkpoint(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = Tokenizer.from_file(str(tokenizer_json))
-    pad_id = tokenizer.token_to_id("<pad>")
-    config = XLMRobertaConfig(
+    config = make_config(
+        hidden,
+        layers,
+        heads,
+        intermediate,
+        max_length,
         vocab_size=vocabulary or tokenizer.get_vocab_size(),
-        hidden_size=hidden,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        intermediate_size=intermediate,
-        max_position_embeddings=max_length + pad_id + 1,
-        type_vocab_size=1,
-        layer_norm_eps=1e-5,
-        pad_token_id=pad_id,
+        pad_token_id=tokenizer.token_to_id("<pad>"),
         bos_token_id=tokenizer.token_to_id("<s>"),
         eos_token_id=tokenizer.token_to_id("</s>"),
         initializer_range=weight_std,
@@ -68,15 +62,5 @@ def make_random_checkpoint(
         torch.save(head.state_dict(), folder / f"{name}.pt")
     if Path(tokenizer_json).resolve() != (folder / "tokenizer.json").resolve():
         shutil.copyfile(tokenizer_json, folder / "tokenizer.json")
-    names = {"bos": "s", "cls": "s", "eos": "/s", "sep": "/s", "pad": "pad", "unk": "unk", "mask": "mask"}
-    tokens = {f"{role}_token": f"<{name}>" for role, name in names.items()}
-    settings = {"tokenizer_class": "XLMRobertaTokenizer", "model_max_length": max_length, **tokens}
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=1), encoding="utf-8")
+    write_tokenizer_config(folder, max_length)
     return folder
-
-
-def make_full_size(folder: str | Path, tokenizer_json: str | Path | None = None) -> Path:
-    """Write a checkpoint of BGE-M3's size to ``folder / "checkpoint"``, with the demo's tokenizer or another one."""
-    if tokenizer_json is None:
-        tokenizer_json = make_demo_checkpoint(Path(folder) / "demo") / "tokenizer.json"
-    return make_random_checkpoint(tokenizer_json, Path(folder) / "checkpoint", vocabulary=BGE_M3_VOCABULARY)

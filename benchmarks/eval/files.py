@@ -2,8 +2,7 @@
 
 import argparse
 import json
-import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bgem3.runtime.bench import seconds_of
 from bgem3.runtime.machine import describe_machine
 from bgem3.scoring.ranking import quality
 
@@ -52,12 +50,6 @@ def mean_quality(
 ) -> dict[str, float]:
     """Return the mean of each metric over the rows of (Q, P) scores."""
     return {metric: float(quality(scores, judgments, metric).mean()) for metric in metrics}
-
-
-def median_seconds(calls: dict[str, Callable[[], object]], n_repeats: int) -> dict[str, float]:
-    """Return each call's median time; the calls take turns."""
-    turns = [[seconds_of(call) for call in calls.values()] for _ in range(n_repeats)]
-    return {name: statistics.median(times) for name, times in zip(calls, zip(*turns, strict=True), strict=True)}
 
 
 def report_parser(description: str | None, name: str) -> argparse.ArgumentParser:

@@ -1,14 +1,13 @@
 """Time scores and search beside FlagEmbedding's loops, PyTorch and SciPy, on one machine.
 
-usage: python -m benchmarks.eval.search [--corpus 10000 30000 100000] [--work FOLDER] [--output JSON]
+usage: python -m benchmarks.eval.search [--corpus 10000 30000 100000] [--output JSON]
 
 Vectors are random, of BGE-M3's width. Lengths are log-normal with XQuAD's parameters; token ids follow Zipf's law.
-Results are compared before anything is timed; the encoders take turns, and medians are reported. Where a rival would
-take minutes or more memory than there is, it is timed on a part, and its time is scaled. The search part writes 19 GB
-for 100,000 passages.
+Results are compared before anything is timed. The calls take turns, and medians are reported. A rival that would take
+minutes, or more memory than there is, is timed on a part, and its time is scaled. A corpus of 100,000 passages takes
+19 GB in the folder for temporary files.
 """
 
-import shutil
 import statistics
 import tempfile
 import time
@@ -25,19 +24,22 @@ from FlagEmbedding.inference.embedder.encoder_only.m3 import M3Embedder
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
-from benchmarks.eval.files import median_seconds, report_parser, write_report
+from benchmarks.eval.files import report_parser, write_report
 from bgem3.runtime.bench import seconds_of
 from bgem3.runtime.cpus import available_cpus
 from bgem3.runtime.machine import resident_bytes
 from bgem3.scoring import Embeddings, HybridSearcher, MultiVectors, multivector_scores, sparse_scores
+from bgem3.scoring.corpus import By
 
 N_DIMS, VOCABULARY, N_QUERY_VECTORS = 1024, 250_002, 32
-PASSAGE, QUERY = (168.0, 0.41, 20, 700), (15.0, 0.3, 4, 40)  # lengths: median, log deviation, least, most
+Lengths = tuple[float, float, int, int]  # of texts in tokens: median, log deviation, least, most
+PASSAGE: Lengths = (168.0, 0.41, 20, 700)
+QUERY: Lengths = (15.0, 0.3, 4, 40)
 N_COMMON_TOKENS = 60_000  # that texts are made of
 PADDED_BATCH = 64  # passages in PyTorch's padded batches, which hold passages of similar lengths
 N_COPIED = 2500  # passages that memory holds a second time, padded or in compact storage
 FLAG_PAIRS = (100, 2000)  # queries and passages that FlagEmbedding's dict loop is timed on
-N_PER_PART = 5000  # passages of a corpus made at once
+N_PER_PART = 2500  # passages of a corpus made at once: 2 GB of float32 vectors
 N_QUERIES = 50
 Array = NDArray[Any]
 
@@ -46,19 +48,17 @@ def main() -> None:
     """Measure, and write the report."""
     parser = report_parser(__doc__, "search_cpu.json")
     parser.add_argument("--corpus", type=int, nargs="+", default=[10_000, 30_000, 100_000], help="sizes to search")
-    parser.add_argument("--work", type=Path, help="where corpora are written; default: a temporary folder")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory(dir=arguments.work) as folder:
-        report = {
-            "threads": available_cpus(),
-            "maxsim": {"100": maxsim(100, 25), "10000": maxsim(10_000, 5)},
-            "lexical": lexical(1000, 100_000, 5),
-            "search": {str(n): search(n, Path(folder) / str(n)) for n in arguments.corpus},
-        }
+    report = {
+        "threads": available_cpus(),
+        "maxsim": {"100": maxsim(100, 25), "10000": maxsim(10_000, 5)},
+        "lexical": lexical(1000, 100_000, 5),
+        "search": {str(n): search(n) for n in arguments.corpus},
+    }
     write_report(arguments.output, report, ("FlagEmbedding", "scipy", "torch"))
 
 
-def random_lengths(rng: np.random.Generator, n_texts: int, kind: tuple[float, float, int, int]) -> Array:
+def random_lengths(rng: np.random.Generator, n_texts: int, kind: Lengths) -> Array:
     """Return token counts of texts."""
     median, deviation, least, most = kind
     return np.clip(rng.lognormal(np.log(median), deviation, n_texts), least, most).astype(np.int64)
@@ -104,7 +104,7 @@ def maxsim(n_passages: int, n_repeats: int) -> dict[str, Any]:
         found = calls[name]()
         np.testing.assert_allclose(found, ours[: len(found)], atol=tolerance)
     seconds = median_seconds(calls, n_repeats)
-    sgemm = 2e-9 * 2048 * 2048 * N_DIMS / seconds.popitem()[1]
+    sgemm = 2e-9 * 2048 * 2048 * N_DIMS / seconds.popitem()[1]  # GFLOP/s; the last call
     for name in ("torch, padded", "bgem3, float16", "bgem3, int8"):
         seconds[name] *= len(passages.packed) / len(some.packed)
     gflop = 2e-9 * N_QUERY_VECTORS * len(passages.packed) * N_DIMS
@@ -115,6 +115,12 @@ def maxsim(n_passages: int, n_repeats: int) -> dict[str, Any]:
         "share_of_sgemm": {name: gflop / taken / sgemm for name, taken in seconds.items()},
         **compared(seconds),
     }
+
+
+def median_seconds(calls: dict[str, Callable[[], object]], n_repeats: int) -> dict[str, float]:
+    """Return each call's median time; the calls take turns."""
+    turns = [[seconds_of(call) for call in calls.values()] for _ in range(n_repeats)]
+    return {name: statistics.median(times) for name, times in zip(calls, zip(*turns, strict=True), strict=True)}
 
 
 def compared(seconds: dict[str, float]) -> dict[str, dict[str, float]]:
@@ -177,25 +183,22 @@ def lexical_dicts(matrix: csr_array) -> list[dict[str, float]]:
     return [dict(zip(matrix.indices[a:b].astype(str).tolist(), matrix.data[a:b], strict=True)) for a, b in rows]
 
 
-def search(n_passages: int, folder: Path) -> dict[str, Any]:
-    """Write a corpus part by part, open it in a new process, and time queries one by one."""
+def search(n_passages: int) -> dict[str, Any]:
+    """Write a corpus in parts of ``N_PER_PART`` passages, open it in a new process, and time queries one by one."""
     rng = np.random.default_rng(0)
-    bank = MultiVectors.pack([unit_rows(rng, 8192)]).stored_as("int8")[0]  # token vectors are drawn from these
-    start = time.perf_counter()
-    searcher = None
-    for first in range(0, n_passages, N_PER_PART):
-        part = make_texts(rng, min(N_PER_PART, n_passages - first), PASSAGE, bank)
-        if searcher is None:
-            searcher = HybridSearcher.build(part, storage="int8")
-        else:
-            searcher.append(part)
+    bank = unit_rows(rng, 8192)  # token vectors are drawn from these
+    queries = [make_texts(rng, 1, QUERY, bank) for _ in range(N_QUERIES)]
+    with tempfile.TemporaryDirectory() as folder:
+        start = time.perf_counter()
+        searcher = HybridSearcher.build(make_texts(rng, N_PER_PART, PASSAGE, bank), storage="int8")
         searcher.save(folder)
-    built = time.perf_counter() - start
-    queries = [make_texts(rng, 1, QUERY, bank, "float32") for _ in range(N_QUERIES)]
-    with ProcessPoolExecutor(1, get_context("spawn")) as pool:  # without the memory of building
-        found = pool.submit(run_queries, folder, queries).result()
-    size = sum(path.stat().st_size for path in folder.rglob("*.npy"))
-    shutil.rmtree(folder)
+        for _ in range(1, n_passages // N_PER_PART):
+            searcher.append(make_texts(rng, N_PER_PART, PASSAGE, bank))
+            searcher.save(folder)
+        built = time.perf_counter() - start
+        with ProcessPoolExecutor(1, get_context("spawn")) as pool:  # without the memory of building
+            found = pool.submit(run_queries, Path(folder), queries).result()
+        size = sum(path.stat().st_size for path in Path(folder).rglob("*.npy"))
     return {"bytes_on_disk": size, "build_seconds": built, "candidates": 100, "storage": "int8"} | found
 
 
@@ -204,40 +207,29 @@ def run_queries(folder: Path, queries: list[Embeddings]) -> dict[str, Any]:
     searcher = HybridSearcher.open(folder)
     opened = statistics.median(seconds_of(lambda: HybridSearcher.open(folder)) for _ in range(5))
     before = resident_bytes("RssAnon")  # without the pages of mapped files
-    seconds: dict[str, list[float]] = {}
-    for by in ("both", "dense", "sparse"):
-        call = partial(searcher.search, k=10, candidates=100, by=by)
-        first, seconds[by] = ([seconds_of(partial(call, query)) for query in queries] for _ in range(2))
-        seconds.setdefault("both, first time", first)
+    seconds: dict[str, dict[str, float]] = {}
+    runs: dict[str, By] = {"both, first time": "both", "both": "both", "dense": "dense", "sparse": "sparse"}
+    for name, by in runs.items():
+        times = [seconds_of(partial(searcher.search, query, k=10, candidates=100, by=by)) for query in queries]
+        seconds[name] = dict(zip(("p50", "p95"), np.quantile(times, (0.5, 0.95)).tolist(), strict=True))
     return {
         "open_seconds": opened,
-        "seconds_per_query": {
-            name: dict(zip(("p50", "p95"), np.quantile(times, (0.5, 0.95)).tolist(), strict=True))
-            for name, times in seconds.items()
-        },
+        "seconds_per_query": seconds,
         "own_memory_bytes": resident_bytes("RssAnon") - before,
         "n_queries": len(queries),
     }
 
 
-def make_texts(
-    rng: np.random.Generator,
-    n_texts: int,
-    kind: tuple[float, float, int, int],
-    bank: MultiVectors,
-    storage: str = "int8",
-) -> Embeddings:
-    """Return embeddings of random texts."""
-    assert bank.scales is not None
+def make_texts(rng: np.random.Generator, n_texts: int, kind: Lengths, bank: Array) -> Embeddings:
+    """Return embeddings of random texts, with token vectors drawn from a bank (V, D)."""
     lengths = random_lengths(rng, n_texts, kind)
-    drawn = rng.integers(0, len(bank.packed), lengths.sum())
-    vectors = MultiVectors(bank.packed[drawn], np.concatenate([[0], np.cumsum(lengths)]), bank.scales[drawn])
+    vectors = bank[rng.integers(0, len(bank), lengths.sum())]
     return Embeddings(
         n_tokens=(lengths + 1).astype(np.int32),
         truncated=np.zeros(n_texts, bool),
         dense=unit_rows(rng, n_texts),
         sparse=lexical_rows(rng, lengths),
-        multivector=vectors if storage == "int8" else vectors.stored_as("float32")[0],
+        multivector=MultiVectors(vectors, np.concatenate([[0], np.cumsum(lengths)])),
     )
 
 

@@ -34,24 +34,17 @@ def write_backbone(portable: Path, folder: Path) -> None:
     import onnx
 
     model = onnx.load(portable / "model.onnx", load_external_data=False)
-    graph = model.graph
-    needed = {next(node for node in graph.node if "sparse_linear.weight" in node.input).input[0]}
-    nodes = []
-    for node in reversed(graph.node):
-        if needed & set(node.output):
-            nodes.append(node)
-            needed |= set(node.input)
-    nodes[0].output[0] = "token_embeddings"
-    weights = [tensor for tensor in graph.initializer if tensor.name in needed]
-    for tensor in weights:
+    names = [value.name for value in model.graph.input]
+    (states,) = (node.input[0] for node in model.graph.node if "sparse_linear.weight" in node.input)
+    model.graph.value_info.append(onnx.helper.make_tensor_value_info(states, onnx.TensorProto.FLOAT, None))
+    backbone = onnx.utils.Extractor(model).extract_model(names, [states])
+    (node,) = (node for node in backbone.graph.node if states in node.output)
+    node.output[0] = backbone.graph.output[0].name = "token_embeddings"
+    del backbone.graph.value_info[:]
+    for tensor in backbone.graph.initializer:
         next(entry for entry in tensor.external_data if entry.key == "location").value = "model.onnx_data"
-    output = onnx.helper.make_tensor_value_info("token_embeddings", onnx.TensorProto.FLOAT, None)
-    for field, values in ((graph.node, nodes[::-1]), (graph.initializer, weights), (graph.output, [output])):
-        del field[:]
-        field.extend(values)
-    del graph.value_info[:]
     shutil.copyfile(portable / "weights.bin", folder / "model.onnx_data")  # onnx follows no links
-    onnx.save(model, folder / "model.onnx")
+    onnx.save(backbone, folder / "model.onnx")
 
 
 def use_local_files(settings: Settings) -> None:

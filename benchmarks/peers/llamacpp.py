@@ -76,7 +76,7 @@ PEERS = (
         name="llamacpp",
         label="llama.cpp",
         environment="llamacpp",
-        packages=("llama-cpp-python==0.3.36", *TORCH, "sentencepiece", "protobuf", "pip"),  # all but the first convert
+        packages=("llama-cpp-python==0.3.36", *TORCH, "sentencepiece", "protobuf"),  # all but the first convert
         modules=("llama_cpp",),
         precisions=("q8_0",),
         outputs=("dense",),

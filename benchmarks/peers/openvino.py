@@ -1,8 +1,7 @@
 """OpenVINO: the portable graph in float32 or bfloat16, or quantized by NNCF."""
 
 import threading
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,36 +34,25 @@ def prepare(settings: Settings) -> None:
         (folder / f"partial{suffix}").rename(folder / f"model{suffix}")
 
 
-def open_openvino(hint: str, settings: Settings) -> Encode:
-    """Compile with dynamic shapes: a request for each calling thread for one batch, a queue for several batches."""
+def open_openvino(settings: Settings) -> Encode:
+    """Compile with dynamic shapes; each calling thread has an inference request of its own."""
     import openvino
 
     require_bf16(settings)
-    path, options = Path(settings["portable"], "model.onnx"), {"PERFORMANCE_HINT": hint}
+    path, options = Path(settings["portable"], "model.onnx"), {"PERFORMANCE_HINT": "LATENCY"}
     if settings["precision"] == "int8":
         path = Path(settings["files"], "model.xml")
     else:
         options["INFERENCE_PRECISION_HINT"] = {"fp32": "f32", "bf16": "bf16"}[settings["precision"]]
     compiled = openvino.Core().compile_model(path, "CPU", options | {"INFERENCE_NUM_THREADS": settings["threads"]})
-    queue, lock, local = openvino.AsyncInferQueue(compiled), threading.Lock(), threading.local()
+    local = threading.local()
 
-    def forward(batches: Sequence[Feeds], outputs: tuple[str, ...]) -> list[list[NDArray[Any]]]:
-        if len(batches) == 1:
-            if not hasattr(local, "request"):
-                local.request = compiled.create_infer_request()
-            local.request.infer(batches[0])
-            return [[local.request.get_tensor(name).data for name in outputs]]
-        found: dict[int, list[NDArray[Any]]] = {}
-
-        def finish(request: Any, number: int) -> None:
-            found[number] = [request.get_tensor(name).data.copy() for name in outputs]
-
-        with lock:
-            queue.set_callback(finish)
-            for number, feeds in enumerate(batches):
-                queue.start_async(feeds, number)
-            queue.wait_all()
-        return [found[number] for number in range(len(batches))]
+    def forward(batches: Iterable[Feeds], outputs: tuple[str, ...]) -> Iterator[list[NDArray[Any]]]:
+        if not hasattr(local, "request"):
+            local.request = compiled.create_infer_request()
+        for feeds in batches:
+            local.request.infer(feeds)
+            yield [local.request.get_tensor(name).data for name in outputs]
 
     return padded_encoder(settings, forward)
 
@@ -73,21 +61,17 @@ def _files(settings: Settings) -> list[Path]:
     return list(Path(settings["files" if settings["precision"] == "int8" else "portable"]).iterdir())
 
 
-PEERS = tuple(
+PEERS = (
     Peer(
-        name=name,
-        label=label,
+        name="openvino",
+        label="OpenVINO",
         environment="openvino",
         packages=("openvino==2026.4.1", "nncf", "onnx", "tokenizers", "numpy"),
         modules=("openvino", "tokenizers"),
         precisions=("fp32", "bf16", "int8"),
         needs=("portable",),
         prepare=prepare,
-        open=partial(open_openvino, hint),
+        open=open_openvino,
         files=_files,
-    )
-    for name, label, hint in (
-        ("openvino", "OpenVINO", "LATENCY"),
-        ("openvino-throughput", "OpenVINO, throughput mode,", "THROUGHPUT"),
-    )
+    ),
 )

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +34,7 @@ class Model:
         self.sparse, self.multivector = ({key: value.to(dtype) for key, value in state.items()} for state in states)
 
     def heads(self, cls: Any, states: Any, vectors: Any, outputs: Sequence[str]) -> list[Any]:
-        """Return the tensors of the heads asked for, from last hidden states (..., D).
-
-        Parameters
-        ----------
-        cls, states, vectors : the states of CLS tokens, of all tokens, and of those that get a vector
-        """
+        """Return the heads asked for, from the states of CLS tokens, of all tokens, and of tokens that get a vector."""
         import torch
         from torch.nn.functional import linear, normalize
 
@@ -111,9 +105,7 @@ def open_packed(settings: Settings) -> Encode:
             is_vector = torch.ones(len(states), dtype=torch.bool, device=device)
             is_vector[starts[:-1]] = False
             tensors = model.heads(states[starts[:-1]], states, states[is_vector], outputs)
-            flat = torch.cat([values.flatten() for values in tensors]).float().cpu().numpy()  # one transfer
-        parts = np.split(flat, np.cumsum([values.numel() for values in tensors])[:-1])
-        heads = {name: part.reshape(values.shape) for name, part, values in zip(outputs, parts, tensors, strict=True)}
+        heads = {name: values.float().cpu().numpy() for name, values in zip(outputs, tensors, strict=True)}
         sparse = np.split(heads["sparse"], starts[1:-1]) if "sparse" in heads else None
         vectors = starts[1:-1] - np.arange(1, len(texts))
         return Encoded(
@@ -130,11 +122,9 @@ def attend_text_by_text(query: Any, key: Any, value: Any, cu_seqlens: Any, *_: A
     import torch
     from torch.nn.functional import scaled_dot_product_attention
 
-    context = []
-    for start, end in pairwise(cu_seqlens.tolist()):
-        q, k, v = (rows[start:end].transpose(0, 1)[None] for rows in (query, key, value))  # (1, heads, L, D / heads)
-        context.append(scaled_dot_product_attention(q, k, v)[0].transpose(0, 1))
-    return torch.cat(context)
+    lengths = cu_seqlens.diff().tolist()
+    texts = zip(*(rows.transpose(0, 1).split(lengths, dim=1) for rows in (query, key, value)), strict=True)
+    return torch.cat([scaled_dot_product_attention(*text) for text in texts], dim=1).transpose(0, 1)
 
 
 PEERS = tuple(

@@ -1,7 +1,6 @@
 """Other encoders compute what bgem3 computes, and run without bgem3 installed."""
 
-import importlib.util
-import re
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -10,14 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.peer import ALL_HEADS, Encode, Settings, cpu_flags, require_bf16
+from benchmarks.peer import ALL_HEADS, Encode, Settings, require_bf16
 from benchmarks.peers import PEERS, pytorch
 from bgem3.export.reference import SENTENCES
 from bgem3.runtime import BGEM3Model
 from tests.paths import ROOT
 
 TEXTS = ["honey", *SENTENCES[:6], "a much longer text than the model takes " * 30]
-TOLERANCE = 1e-4
 
 
 @pytest.fixture(scope="module")
@@ -36,13 +34,12 @@ def assert_equals_bgem3(encode: Encode, model: BGEM3Model) -> None:
     assert found.dense is not None
     assert found.lexical is not None
     assert found.multivector is not None
-    assert expected.dense is not None
-    np.testing.assert_allclose(found.dense, expected.dense, atol=TOLERANCE)
+    np.testing.assert_allclose(found.dense, expected.dense, atol=1e-4)
     for ours, theirs in zip(expected.multivector, found.multivector, strict=True):
-        np.testing.assert_allclose(theirs, ours, atol=TOLERANCE)
+        np.testing.assert_allclose(theirs, ours, atol=1e-4)
     for weights, by_id in zip(expected.lexical_weights, found.lexical(), strict=True):
         named = {str(token_id): float(weight) for token_id, weight in by_id.items()}
-        assert named == pytest.approx({key: float(value) for key, value in weights.items()}, abs=TOLERANCE)
+        assert named == pytest.approx({key: float(value) for key, value in weights.items()}, abs=1e-4)
     dense_alone = encode(TEXTS[:1], ("dense",), 1)
     assert dense_alone.dense is not None
     assert dense_alone.lexical is None
@@ -53,8 +50,6 @@ def assert_equals_bgem3(encode: Encode, model: BGEM3Model) -> None:
 @pytest.mark.parametrize("name", ["bgem3", "flagembedding", "torch", "torch-sdpa", "optimum"])
 def test_a_peer_computes_what_bgem3_computes(name: str, settings: Settings, random_model: BGEM3Model) -> None:
     peer = PEERS[name]
-    if missing := [module for module in peer.modules if importlib.util.find_spec(module) is None]:
-        pytest.skip(f"{missing} cannot be imported here")
     for _ in range(2):  # what is there is taken as it is
         peer.prepare(settings)
     assert_equals_bgem3(peer.open(settings), random_model)
@@ -67,14 +62,12 @@ def test_pytorch_over_packed_tokens_computes_what_bgem3_computes(settings: Setti
 
 @pytest.mark.gpu
 def test_pytorch_over_packed_tokens_is_close_to_bgem3_on_cuda(settings: Settings, random_model: BGEM3Model) -> None:
-    torch = importlib.import_module("torch")
-    if not torch.cuda.is_available():
+    if not importlib.import_module("torch").cuda.is_available():
         pytest.skip("PyTorch sees no CUDA device")
-    encode = pytorch.open_packed(settings | {"device": "cuda:0", "precision": "fp16"})
-    found, expected = encode(TEXTS, ALL_HEADS, 1), random_model.encode(TEXTS)
-    assert found.dense is not None
-    assert (found.dense * expected.dense).sum(1).min() > 0.999
-    for ours, theirs in zip(expected.multivector, found.multivector or (), strict=True):
+    found = pytorch.open_packed(settings | {"device": "cuda:0", "precision": "fp16"})(TEXTS, ALL_HEADS, 1)
+    expected = random_model.encode(TEXTS)
+    assert found.multivector
+    for ours, theirs in zip(expected.multivector, found.multivector, strict=True):
         assert (ours * theirs).sum(1).min() > 0.999
 
 
@@ -91,18 +84,8 @@ print({name.partition(".")[0] for name in set(sys.modules) - before} - {"benchma
     assert {name for name in eval(done.stdout) if not name.startswith("_")} <= {"numpy"}
 
 
-@pytest.mark.parametrize("name", PEERS)
-def test_a_peer_with_an_environment_has_a_version_and_what_the_worker_needs(name: str) -> None:
-    peer = PEERS[name]
-    assert peer.batch_sizes[0] == 1
-    if name != "bgem3":
-        assert any("==" in package for package in peer.packages)
-        assert {re.split(r"[\[=]", package)[0] for package in peer.packages} >= {"numpy", "tokenizers"}
-
-
 def test_bf16_is_refused_where_the_cpu_only_imitates_it(monkeypatch: pytest.MonkeyPatch) -> None:
     wanted: dict[str, Any] = {"precision": "bf16", "device": "cpu"}
-    assert all(re.fullmatch(r"\w+", flag) for flag in cpu_flags())
     monkeypatch.setattr("benchmarks.peer.cpu_flags", lambda: {"avx2"})
     with pytest.raises(RuntimeError, match="no instructions for bf16"):
         require_bf16(wanted)

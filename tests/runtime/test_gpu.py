@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -103,6 +104,12 @@ def test_a_text_alone_equals_the_text_in_any_company(model: BGEM3Model) -> None:
         alone = model.encode([TEXTS[i]])
         np.testing.assert_allclose(alone.dense[0], together.dense[i], atol=2e-3)
         np.testing.assert_allclose(alone.multivector[0], together.multivector[i], atol=5e-3)
+
+
+def test_several_threads_get_what_one_thread_gets(model: BGEM3Model) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        for found in pool.map(model.encode, [TEXTS] * 4):
+            np.testing.assert_allclose(found.dense, model.encode(TEXTS).dense, atol=2e-3)
 
 
 def test_captured_graphs_give_what_the_session_gives_without_them(artifact: Path, model: BGEM3Model) -> None:
