@@ -85,6 +85,16 @@ def test_without_kernels_onnxruntimes_operators_serve_and_the_log_says_why(
     assert "not_run" not in reports["fp32/cpu.onnx"]
 
 
+def test_a_library_that_does_not_load_is_named_with_the_advice_to_reinstall(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "_kernels.so"
+    path.write_bytes(b"not a library")
+    monkeypatch.setattr(custom_ops, "library", lambda: path)
+    with pytest.raises(RuntimeError, match=f"{path} do not load .*; reinstall bgem3"):
+        custom_ops.best_kernels.__wrapped__()
+
+
 @needs_library
 @pytest.mark.parametrize(
     ("kind", "attribute", "value", "message"),
