@@ -16,8 +16,6 @@ from rich.table import Column, Table
 from bgem3.runtime import BGEM3Model
 from bgem3.runtime.export_cache import find_or_export
 
-sys.path.insert(0, str(Path(__file__).parent.parent))  # for the package scripts
-
 QUERIES = ["What is BGE M3?", "Defination of BM25"]
 PASSAGES = [
     "BGE M3 is an embedding model supporting dense retrieval, lexical matching and multi-vector interaction.",
@@ -44,8 +42,9 @@ def main() -> None:
 
 def export_built_in(folder: Path) -> Path:
     """Make the built-in checkpoint and export it; return the artifact folder."""
+    from make_demo_checkpoint import make_demo_checkpoint
+
     from bgem3.export import export_model  # here, because torch takes seconds to import
-    from scripts.make_demo_checkpoint import make_demo_checkpoint
 
     artifact = folder / "artifact"
     export_model(make_demo_checkpoint(folder / "checkpoint"), artifact)

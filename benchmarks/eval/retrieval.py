@@ -19,7 +19,6 @@ from bgem3.runtime import BGEM3Model
 from bgem3.scoring import MultiVectors, Weights, hybrid_scores, multivector_scores, tune_weights
 from bgem3.scoring.hybrid import score_matrix
 from bgem3.scoring.ranking import top_k
-from bgem3.scoring.token_vectors import STORAGES, Storage
 from bgem3.scoring.tuning import ALONE, EQUAL
 
 METRICS = ("recall@1", "mrr@10", "ndcg@10")
@@ -66,7 +65,7 @@ def evaluate(ours: BGEM3Model, theirs: FlagEmbedding, texts: Texts) -> dict[str,
             for side, found in sides.items()
         },
         "multivector_storage": {
-            kind: storage_loss(kind, queries.multivector, passages.multivector, texts) for kind in STORAGES[1:]
+            kind: storage_loss(kind, queries.multivector, passages.multivector, texts) for kind in ("float16", "int8")
         },
     }
 
@@ -87,12 +86,11 @@ def flag_scores(model: FlagEmbedding, texts: Texts, max_length: int) -> Scores:
 
 def qualities(scores: Scores, texts: Texts, weights: dict[str, Weights], rows: NDArray[np.bool_]) -> dict[str, Any]:
     """Return the quality of the hybrid score of some questions, for each set of weights."""
-    dense, sparse, multivector = (scores[name][rows] for name in ALONE)
-    hybrid = {name: hybrid_scores(dense, sparse, multivector, w) for name, w in weights.items()}
+    hybrid = {name: hybrid_scores(*(values[rows] for values in scores.values()), w) for name, w in weights.items()}
     return {name: mean_quality(values, texts.judgments_of(rows), METRICS) for name, values in hybrid.items()}
 
 
-def storage_loss(kind: Storage, queries: MultiVectors, passages: MultiVectors, texts: Texts) -> dict[str, float]:
+def storage_loss(kind: str, queries: MultiVectors, passages: MultiVectors, texts: Texts) -> dict[str, float]:
     """Return how multi-vector scores and rankings change with a compact storage of the passages."""
     stored, bound = passages.stored_as(kind)
     scores, expected = multivector_scores(queries, stored), multivector_scores(queries, passages)
