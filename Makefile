@@ -1,6 +1,6 @@
 # Python 3.10 or newer with pip is all that a new machine needs.
 PYTHON ?= python3
-# A C compiler is used for our CPU operators; without one, ONNX Runtime's serve.
+# A C compiler builds bgem3's CPU operators; without one, ONNX Runtime's serve.
 # A plain torch from PyPI brings the CUDA libraries on Linux; set TORCH or pip's index options for a CPU build.
 TORCH ?= torch==2.13.0
 # cpu or gpu: which ONNX Runtime the virtual environment gets.

@@ -19,11 +19,19 @@ def best_kernels() -> str | None:
 
     They serve where the library is missing, on CPUs other than x86-64, and on those without AVX2. They also serve on
     CPUs with AMX, because ONNX Runtime uses this matrix unit and our kernels do not.
+
+    Raises
+    ------
+    RuntimeError
+        If the library does not load; not an OSError, which an export would take for a failure to write.
     """
     path = library()
     if path is None:
         return None
-    name = ctypes.CDLL(str(path)).bgem3_kernels
+    try:
+        name = ctypes.CDLL(str(path)).bgem3_kernels
+    except (OSError, AttributeError) as error:
+        raise RuntimeError(f"bgem3's CPU operators in {path} do not load ({error}); reinstall bgem3") from error
     name.restype = ctypes.c_char_p
     found: bytes | None = name()
     return found.decode() if found else None

@@ -93,7 +93,7 @@ def cut_texts(texts: Iterable[str], n_characters: int, n_texts: int | None = Non
 
 
 def _how_to_pass(values: object, n_dims: tuple[int, ...], column: str) -> str | None:
-    """Say how to pass the items of what is no list of them; None if it may be iterated over."""
+    """Say how to pass the items of an object that is no list of items; None if it may be iterated over."""
     for kinds, advice in NO_LISTS:
         if isinstance(values, kinds):
             return advice

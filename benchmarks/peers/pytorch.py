@@ -34,7 +34,12 @@ class Model:
         self.sparse, self.multivector = ({key: value.to(dtype) for key, value in state.items()} for state in states)
 
     def heads(self, cls: Any, states: Any, vectors: Any, outputs: Sequence[str]) -> list[Any]:
-        """Return the heads asked for, from the states of CLS tokens, of all tokens, and of tokens that get a vector."""
+        """Return the outputs of some heads, from last hidden states (..., D).
+
+        Parameters
+        ----------
+        cls, states, vectors : the states of CLS tokens, of all tokens, and of tokens with a multi-vector
+        """
         import torch
         from torch.nn.functional import linear, normalize
 
@@ -64,7 +69,7 @@ def open_padded(attention: str, settings: Settings) -> Encode:
 
 
 def open_packed(settings: Settings) -> Encode:
-    """Open a loop of our own over the tokens of all texts in a row, which computes no padding.
+    """Open an encoder that packs the tokens of all texts, and so computes no padding.
 
     Attention is `torch.nn.attention.varlen.varlen_attn` (flash attention; PyTorch 2.10 or newer) on CUDA, and text by
     text on CPU.

@@ -65,6 +65,16 @@ def test_the_custom_graph_has_two_kinds_of_custom_operators(artifacts: dict[str,
         assert kinds == Counter(Linear=n_linear, PackedAttention=2)
 
 
+def test_a_library_that_does_not_load_is_named_with_the_advice_to_reinstall(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "_kernels.so"
+    path.write_bytes(b"not a library")
+    monkeypatch.setattr(custom_ops, "library", lambda: path)
+    with pytest.raises(RuntimeError, match=f"{path} do not load .*; reinstall bgem3"):
+        custom_ops.best_kernels.__wrapped__()
+
+
 @pytest.mark.parametrize(
     ("function", "reason"), [("library", "not compiled; install a C compiler"), ("best_kernels", "no kernels for this")]
 )
