@@ -16,10 +16,11 @@ from benchmarks.artifact import make_artifact
 from benchmarks.comparison import Comparison, Encoder, choose_encoders
 from benchmarks.peer import Settings, cpu_flags
 from benchmarks.workload import MIX, NAMES, QUICK, make_scenario
-from bgem3.runtime.artifact import OUTPUTS, Artifact, is_artifact, read_artifact
+from bgem3.runtime.artifact import Artifact, is_artifact, read_artifact
 from bgem3.runtime.bench import ExactTexts
 from bgem3.runtime.cpus import available_cpus
 from bgem3.runtime.machine import describe_machine
+from bgem3.runtime.manifest import OUTPUTS
 from bgem3.runtime.reference import Reference
 from bgem3.runtime.tokenizer import TextTokenizer
 

@@ -26,19 +26,8 @@ from bgem3.export.native_graph import build_native_graph
 from bgem3.export.portable import export_portable
 from bgem3.export.reference import parity_texts, reference_outputs
 from bgem3.export.weights import encoder_tensors, write_weights
-from bgem3.runtime.artifact import (
-    FORMAT_VERSION,
-    MANIFEST,
-    OUTPUTS,
-    PRECISIONS,
-    TOKENIZER_FILE,
-    WEIGHTS_FILE,
-    Output,
-    check_artifact,
-    is_artifact,
-    sha256_of,
-)
-from bgem3.runtime.manifest import CUSTOM_GRAPH, PORTABLE_GRAPH, GraphEntry
+from bgem3.runtime.artifact import MANIFEST, TOKENIZER_FILE, WEIGHTS_FILE, check_artifact, is_artifact, sha256_of
+from bgem3.runtime.manifest import CUSTOM_GRAPH, FORMAT_VERSION, OUTPUTS, PORTABLE_GRAPH, PRECISIONS, GraphEntry, Output
 from bgem3.runtime.ort import import_onnxruntime
 from bgem3.runtime.parity import ParityError, check_graphs
 from bgem3.scoring.atomic_files import recover, whole_folder

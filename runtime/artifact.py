@@ -8,20 +8,18 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from bgem3.runtime.manifest import FORMAT_VERSION as FORMAT_VERSION
-from bgem3.runtime.manifest import OUTPUTS as OUTPUTS
-from bgem3.runtime.manifest import PRECISIONS as PRECISIONS
 from bgem3.runtime.manifest import (
+    PRECISIONS,
     READABLE_VERSIONS,
     GraphEntry,
+    ModelSpec,
+    Output,
     check_reports,
     read_files,
     read_graphs,
     read_outputs,
     read_spec,
 )
-from bgem3.runtime.manifest import ModelSpec as ModelSpec
-from bgem3.runtime.manifest import Output as Output
 
 MANIFEST = "manifest.json"
 TOKENIZER_FILE = "tokenizer.json"

@@ -11,9 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bgem3.runtime.artifact import ArtifactError, verify_help
-from bgem3.runtime.manifest import OUTPUTS as OUTPUTS
-from bgem3.runtime.manifest import ModelSpec
-from bgem3.runtime.manifest import Output as Output
+from bgem3.runtime.manifest import ModelSpec, Output
 from bgem3.runtime.packing import PackedBatch
 
 Arrays = dict[Output, NDArray[np.float32]]

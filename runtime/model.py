@@ -9,9 +9,7 @@ from typing import Literal, NoReturn
 
 from tqdm import tqdm
 
-from bgem3.runtime.arguments import check_outputs
-from bgem3.runtime.arguments import check_whole_number as check_whole_number
-from bgem3.runtime.arguments import split_pairs as split_pairs
+from bgem3.runtime.arguments import check_outputs, check_whole_number, split_pairs
 from bgem3.runtime.artifact import TOKENIZER_FILE, Artifact, ArtifactError, read_artifact
 from bgem3.runtime.device import open_encoder
 from bgem3.runtime.encoder_session import CLOSED, EncoderSession

@@ -7,7 +7,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from bgem3.runtime.artifact import OUTPUTS
+from bgem3.runtime.arguments import check_whole_number, split_pairs
 from bgem3.runtime.device import require_cuda
 from bgem3.runtime.export_cache import find_or_export
 from bgem3.runtime.flagembedding.arguments import (
@@ -22,7 +22,7 @@ from bgem3.runtime.flagembedding.arguments import (
 from bgem3.runtime.flagembedding.inner_model import InnerModel
 from bgem3.runtime.flagembedding.scores import LexicalWeights, lexical_matching_score, named_scores
 from bgem3.runtime.flagembedding.tokenizer import FlagTokenizer
-from bgem3.runtime.model import check_whole_number, split_pairs
+from bgem3.runtime.manifest import OUTPUTS
 from bgem3.runtime.texts import check_texts
 from bgem3.scoring import Scores, multivector_pair_scores
 from bgem3.scoring.hybrid import Weights, check_weights, score_pairs

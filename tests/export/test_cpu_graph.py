@@ -13,8 +13,8 @@ from bgem3.runtime import BGEM3Model
 from bgem3.runtime.artifact import read_artifact
 from bgem3.runtime.cpu_session import LONGEST_MASKED
 from bgem3.runtime.device import open_encoder
-from bgem3.runtime.heads import OUTPUTS, head_rows, output_rows
-from bgem3.runtime.manifest import Output
+from bgem3.runtime.heads import head_rows, output_rows
+from bgem3.runtime.manifest import OUTPUTS, Output
 from bgem3.runtime.packing import cpu_layout, pack
 from bgem3.runtime.tokenizer import TextTokenizer
 

@@ -17,8 +17,8 @@ from huggingface_hub import errors
 
 from bgem3.export import export_model
 from bgem3.runtime import BGEM3FlagModel, CheckpointError, export_cache
-from bgem3.runtime.artifact import FORMAT_VERSION
 from bgem3.runtime.checkpoint_files import checkpoint_hash, find_checkpoint, find_heads
+from bgem3.runtime.manifest import FORMAT_VERSION
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 ID = "someone/fine-tune"

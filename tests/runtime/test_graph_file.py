@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from bgem3.export import cpu_graph, cuda_graph, native_graph
 from bgem3.runtime import ArtifactError
-from bgem3.runtime.artifact import OUTPUTS, Output, check_artifact, read_artifact
+from bgem3.runtime.artifact import check_artifact, read_artifact
 from bgem3.runtime.graph_file import ELEMENT_TYPES, INPUTS, GraphFile, check_graph
+from bgem3.runtime.manifest import OUTPUTS, Output
 from tests.runtime.damage import CPU_GRAPHS, TEXTS, both_kernels, edit_graph, load, manifest_of, move_weights
 
 GRAPHS = [f"{precision}/{device}.onnx" for precision in ("fp16", "fp32") for device in ("cpu", "cuda", "native")]

@@ -143,7 +143,7 @@ def test_multivectors_whose_offsets_or_scales_do_not_fit_are_refused_by_every_sc
     vectors.append(MultiVectors(packed.ravel(), np.array([0, 16])))
     vectors += [MultiVectors(packed.astype(np.int8), offsets, scales) for scales in (None, np.ones(3, np.float32))]
     for score, side in itertools.product((multivector_scores, multivector_pair_scores), vectors):
-        with pytest.raises(ValueError, match="multi-vectors|scales"):
+        with pytest.raises(ValueError, match=r"multi-vectors|scales"):
             score(side, side)
 
 

@@ -9,8 +9,9 @@ import pytest
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from bgem3.runtime.artifact import ModelSpec, read_artifact
+from bgem3.runtime.artifact import read_artifact
 from bgem3.runtime.flagembedding.tokenizer import FlagTokenizer
+from bgem3.runtime.manifest import ModelSpec
 from tests.runtime.flagembedding.comparison import MAX_LENGTH, TEXTS, assert_same
 
 
