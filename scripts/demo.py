@@ -57,14 +57,15 @@ def score_table(model: BGEM3Model) -> Table:
     """Return each query's scores with each passage, and the tokens that both have."""
     queries, passages = model.encode(QUERIES), model.encode(PASSAGES)
     scores = model.score(QUERIES, PASSAGES, weights=(1, 1, 1))
-    table = Table("pair", "dense", "lexical", "shared tokens", "multi-vector", "hybrid")
+    table = Table("pair", "dense", "lexical", "shared tokens", "multi-vector", "hybrid", "rank")
+    ranks = (-scores.hybrid).argsort(axis=1).argsort(axis=1) + 1
     for i, j in np.ndindex(scores.dense.shape):
         shared = queries.lexical_weights[i].keys() & passages.lexical_weights[j].keys()
         tokens = " ".join(sorted(model.tokenizer.token(int(token_id)) for token_id in shared))
         dense, lexical, multivector, hybrid = (
             f"{each[i, j]:.4f}" for each in (scores.dense, scores.sparse, scores.multivector, scores.hybrid)
         )
-        table.add_row(f"q{i} p{j}", dense, lexical, tokens, multivector, hybrid)
+        table.add_row(f"q{i} p{j}", dense, lexical, tokens, multivector, hybrid, str(ranks[i, j]))
     return table
 
 
