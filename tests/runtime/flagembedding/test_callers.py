@@ -1,19 +1,14 @@
-"""FlagEmbedding's own examples and milvus-model, with only the import changed."""
+"""FlagEmbedding's own examples, with only the import changed."""
 
 import importlib
-import importlib.util
 import shutil
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
-import FlagEmbedding
-import numpy as np
 import pytest
 import torch
 
-from bgem3.runtime import BGEM3FlagModel, BGEM3Model
-from tests.runtime.flagembedding.comparison import ALL_OUTPUTS, SCORES_TOLERANCE, TEXTS, assert_same
+from tests.runtime.flagembedding.comparison import ALL_OUTPUTS, SCORES_TOLERANCE, assert_same
 
 # FlagEmbedding's examples of M3, call by call
 
@@ -85,49 +80,3 @@ def test_flagembeddings_examples_run_with_only_the_import_changed(
     expected = steps(open_model(importlib.import_module("FlagEmbedding"), checkpoint, devices="cpu"))
     tolerance = SCORES_TOLERANCE * (20 if steps is mix_scores else 1)  # which sums over a query's tokens
     assert_same(found, expected, tolerance)
-
-
-# milvus-model
-
-
-def milvus_module(monkeypatch: pytest.MonkeyPatch, name: str) -> ModuleType:
-    """Return milvus-model's module with its import of FlagEmbedding changed to ours, or skip without it."""
-    for needed in ("datasets", "peft", name.partition(".hybrid")[0]):  # it would install the first two by itself
-        pytest.importorskip(needed)
-    monkeypatch.setattr(FlagEmbedding, "BGEM3FlagModel", BGEM3FlagModel)  # some versions import it when called
-    module = importlib.import_module(name)
-    monkeypatch.setattr(module, "BGEM3FlagModel", BGEM3FlagModel, raising=False)
-    return module
-
-
-@pytest.mark.parametrize("name", ["milvus_model.hybrid.bge_m3", "pymilvus.model.hybrid.bge_m3"])
-def test_milvus_models_embedding_function_runs_over_the_drop_in(
-    random_artifact: Path, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
-    module = milvus_module(monkeypatch, name)
-    function = module.BGEM3EmbeddingFunction(
-        model_name=str(random_artifact),
-        **{
-            "device": "cpu",
-            "devices": ["cpu", "cpu"],
-            "precision": "fp32",
-            "n_threads": 1,
-            "return_colbert_vecs": True,
-        },
-    )
-    assert type(function.model) is BGEM3FlagModel
-    model = BGEM3Model.load(random_artifact, device="cpu", precision="fp32")
-    spec = model.spec
-    assert function.dim == {
-        "dense": spec.hidden_size,
-        "colbert_vecs": spec.multivector_size,
-        "sparse": spec.vocab_size,
-    }
-    expected = model.encode(TEXTS)
-    for encode in (function, function.encode_queries, function.encode_documents):
-        found = encode(TEXTS)
-        np.testing.assert_allclose(found["dense"], expected.dense, atol=1e-6)
-        np.testing.assert_allclose(found["sparse"].toarray(), expected.sparse.toarray(), atol=1e-6)
-        assert found["sparse"].shape == (len(TEXTS), spec.vocab_size)
-        for one_found, one_expected in zip(found["colbert_vecs"], expected.multivector, strict=True):
-            np.testing.assert_allclose(one_found, one_expected, atol=1e-6)
