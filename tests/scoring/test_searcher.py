@@ -31,7 +31,6 @@ NAMES = ("dense", "sparse", "multivector", "hybrid")
 def assert_same_results(found: SearchResults, expected: SearchResults) -> None:
     """Compare results bit by bit."""
     np.testing.assert_array_equal(found.ids, expected.ids)
-    np.testing.assert_array_equal(found.index, expected.index)
     for name in NAMES:
         np.testing.assert_array_equal(getattr(found.scores, name), getattr(expected.scores, name))
 

@@ -41,11 +41,7 @@ def test_an_array_that_does_not_fit_is_refused_when_it_is_loaded(saved: Path, ki
     path, whole = saved / kind, set()
     for name, array in damage.read(damage.part_of(path)).items():
         for how, change in {"missing": None, **damage.ANY, **damage.DAMAGE.get(name, {})}.items():
-            if (
-                change is not None
-                and (changed := change(array)).dtype == array.dtype
-                and np.array_equal(changed, array)
-            ):
+            if change is not None and repr(change(array)) == repr(array):
                 continue
             found = damage.use_damaged(path, name, change)
             if found:
