@@ -131,18 +131,6 @@ def test_temporary_arrays_stay_within_the_memory_budget() -> None:
         assert budget / 2 < peak < 1.2 * budget
 
 
-def test_packed_multivectors_behave_as_a_list_of_arrays() -> None:
-    rng = np.random.default_rng(0)
-    arrays = [unit_rows(rng, n, 3) for n in (2, 1, 4)]
-    packed = MultiVectors.pack(arrays)
-    for found, expected in zip(packed, arrays, strict=True):
-        np.testing.assert_array_equal(found, expected)
-    assert [len(a) for a in packed[-2:]] == [1, 4]
-    assert np.shares_memory(packed[0], packed.packed)
-    assert [len(a) for a in packed.take(np.array([2, 0]))] == [4, 2]
-    assert np.shares_memory(packed.take(np.array([1, 2])).packed, packed.packed)
-
-
 def test_the_four_scores_of_pairs_are_those_of_the_matrix() -> None:
     queries, passages = make_embeddings(1, 3), make_embeddings(2, 4)
     matrix = score_matrix(queries, passages, (1, 2, 3))

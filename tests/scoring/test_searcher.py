@@ -125,14 +125,6 @@ def test_what_cannot_be_searched_or_added_is_refused(
         call(HybridSearcher.build(make_embeddings(1, 5)), make_embeddings(2, 2))
 
 
-def test_opening_refuses_another_kind_and_a_missing_folder(tmp_path: Path) -> None:
-    make_embeddings(1, 5).save(tmp_path / "embeddings")
-    with pytest.raises(ValueError, match="holds embeddings of format 1, expected hybrid searcher of format 1"):
-        HybridSearcher.open(tmp_path / "embeddings")
-    with pytest.raises(FileNotFoundError, match="is not a saved hybrid searcher"):
-        HybridSearcher.open(tmp_path / "nothing")
-
-
 def test_outputs_that_are_missing_or_of_other_texts_are_named_and_no_passages_leave_no_trace() -> None:
     full = make_embeddings(1, 5)
     searcher = HybridSearcher.build(full)
