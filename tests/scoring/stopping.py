@@ -27,10 +27,10 @@ STEPS = {"open", "os.chmod", "os.mkdir", "os.remove", "os.rename", "os.rmdir", "
 Job = tuple[str, Callable[[Path, int], None], Callable[[Path], int], int]
 JOBS: dict[str, Job] = {  # the name of what is saved, how to save and read it, and the stride of a quick test
     "npz": ("saved.npz", save_embeddings, read_embeddings, 3),
-    "parts": ("saved", save_embeddings, read_embeddings, 17),
-    "append": ("appended", append_index, read_appended, 17),
-    "exchange": ("artifact", save_folder, read_folder, 4),
-    "two_steps": ("artifact", save_folder, read_folder, 4),  # on a system that cannot exchange two folders
+    "parts": ("saved", save_embeddings, read_embeddings, 29),
+    "append": ("appended", append_index, read_appended, 29),
+    "exchange": ("artifact", save_folder, read_folder, 7),
+    "two_steps": ("artifact", save_folder, read_folder, 7),  # on a system that cannot exchange two folders
 }
 
 

@@ -14,15 +14,14 @@ from bgem3.scoring.storage import INDEX
 from tests.scoring.corpus import make_embeddings
 from tests.scoring.damage import N_TEXTS, part_of
 
+START = "{'descr': '<f4', 'fortran_order': False, 'shape': "
 HEADERS = {
-    "nested": "(" * 9000,
-    "huge": "(1000000000000,)}",
-    "negative": "(-1, -4)}",
-}
-WHOLE_HEADERS = {
+    "nested": START + "(" * 9000,
+    "huge": START + "(1000000000000,)}",
+    "negative": START + "(-1, -4)}",
     "empty descr": "{'descr': (), 'fortran_order': False, 'shape': (1,)}",
     "an expression": "__import__('os').getcwd()",
-} | {name: "{'descr': '<f4', 'fortran_order': False, 'shape': " + shape for name, shape in HEADERS.items()}
+}
 
 
 def npy_of(header: str) -> bytes:
@@ -39,44 +38,33 @@ def npz_of(members: dict[str, bytes], **options: Any) -> bytes:
     return buffer.getvalue()
 
 
-def flipped(content: bytes, place: int) -> bytes:
-    return content[:place] + bytes([content[place] ^ 0xFF]) + content[place + 1 :]
-
-
-def saved_npz(save: Any = np.savez) -> bytes:
-    buffer = io.BytesIO()
-    save(buffer, **make_embeddings(0, N_TEXTS)._arrays())
-    return buffer.getvalue()
-
-
 def damaged_npz() -> dict[str, bytes]:
     """Return ways in which an .npz file may be wrong."""
-    content, compressed, npy = saved_npz(), saved_npz(np.savez_compressed), io.BytesIO()
-    dense = make_embeddings(0, N_TEXTS).dense
-    np.save(npy, dense)
-    pickled = io.BytesIO()
+    whole, npy, pickled = io.BytesIO(), io.BytesIO(), io.BytesIO()
+    embeddings = make_embeddings(0, N_TEXTS)
+    np.savez(whole, **embeddings._arrays())  # type: ignore[arg-type]
+    np.save(npy, embeddings.dense)
     np.savez(pickled, n_tokens=np.array([{}]))
-    encrypted = bytearray(npz_of({"n_tokens.npy": npy.getvalue()}))
-    encrypted[6] |= 1
-    encrypted[encrypted.index(b"PK\x01\x02") + 8] |= 1
+    content, value = whole.getvalue(), embeddings.dense.tobytes()[:16]
     return {
         "nothing": b"",
         "a .npy file": npy.getvalue(),
         "pickled": pickled.getvalue(),
         "half": content[: len(content) // 2],
-        "a byte of a value changed": flipped(content, content.index(dense.tobytes()[:16])),
-        "a compressed byte changed": flipped(compressed, compressed.index(b"dense.npy") + 60),
-        "encrypted": bytes(encrypted),
+        "a value changed": content.replace(value, bytes(16)),
         "no member": npz_of({}),
         "a member cut short": npz_of({"n_tokens.npy": npy.getvalue()[:-5]}),
         "a bomb": npz_of({"dense.npy": bytes(128 << 20)}, compression=zipfile.ZIP_DEFLATED),
-    } | {f"a header, {name}": npz_of({"n_tokens.npy": npy_of(header)}) for name, header in WHOLE_HEADERS.items()}
+    } | {f"a header, {name}": npz_of({"n_tokens.npy": npy_of(header)}) for name, header in HEADERS.items()}
 
 
-@pytest.mark.parametrize(("name", "content"), damaged_npz().items(), ids=damaged_npz())
-def test_a_damaged_npz_file_is_not_loaded(name: str, content: bytes, tmp_path: Path) -> None:
+DAMAGED = damaged_npz()
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_a_damaged_npz_file_is_not_loaded(name: str, tmp_path: Path) -> None:
     path = tmp_path / f"{name}.npz"
-    path.write_bytes(content)
+    path.write_bytes(DAMAGED[name])
     with pytest.raises(ValueError, match=r"save it again|no array 'n_tokens'") as refusal:
         Embeddings.load(path)
     assert str(refusal.value).startswith(str(path))
@@ -97,7 +85,7 @@ def test_what_is_no_regular_file_is_refused_and_never_waited_for(tmp_path: Path)
     for path in (dense, index):
         path.unlink()
         os.mkfifo(path)
-    (part_of(tmp_path / "bad header") / "dense.npy").write_bytes(npy_of(WHOLE_HEADERS["an expression"]))
+    (part_of(tmp_path / "bad header") / "dense.npy").write_bytes(npy_of(HEADERS["an expression"]))
     for name, message in (
         ("file.npz", "is no regular file"),
         ("no array", rf"^{dense} is damaged \(no regular file\)"),

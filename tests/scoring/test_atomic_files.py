@@ -5,8 +5,8 @@ import fcntl
 import os
 import secrets
 import stat
-import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -29,10 +29,6 @@ def plot(path: Path) -> None:
 def write(path: Path, content: bytes = b"new") -> None:
     with whole_file(path) as file:
         file.write(content)
-
-
-def mode_of(path: Path) -> int:
-    return stat.S_IMODE(path.stat().st_mode)
 
 
 @pytest.mark.parametrize(
@@ -66,14 +62,10 @@ def test_a_new_file_has_the_mode_of_the_umask_and_an_old_one_keeps_its_own(tmp_p
         write(tmp_path / "new")
     finally:
         os.umask(before)
-    assert mode_of(tmp_path / "new") == 0o640
-    for mode in (0o600, 0o664, 0o444):
-        path = tmp_path / f"{mode:o}"
-        path.touch()
-        path.chmod(mode)
-        write(path)
-        assert mode_of(path) == mode
-        assert path.read_bytes() == b"new"
+    assert (tmp_path / "new").stat().st_mode & 0o777 == 0o640
+    (tmp_path / "new").chmod(0o444)
+    write(tmp_path / "new")
+    assert (tmp_path / "new").stat().st_mode & 0o777 == 0o444
 
 
 def test_a_link_is_kept_and_what_it_points_to_is_written(tmp_path: Path) -> None:
@@ -106,22 +98,16 @@ def test_a_link_that_is_planted_at_the_temporary_name_is_never_followed(
     assert os.listdir(tmp_path) == ["victim"]
 
 
-def test_a_loop_of_links_and_a_folder_are_refused_and_a_pipe_is_written_to(tmp_path: Path) -> None:
-    (tmp_path / "loop").symlink_to("loop")
-    (tmp_path / "folder").mkdir()
-    with pytest.raises(OSError, match="symbolic links"):
-        write(tmp_path / "loop")
-    with pytest.raises(IsADirectoryError, match="folder"):
-        write(tmp_path / "folder")
-    pipe, found = tmp_path / "pipe", []
+def test_a_folder_is_refused_and_a_pipe_is_written_to(tmp_path: Path) -> None:
+    with pytest.raises(IsADirectoryError, match=str(tmp_path)):
+        write(tmp_path)
+    pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
-    reader = threading.Thread(target=lambda: found.append(pipe.read_bytes()))
-    reader.start()
-    write(pipe)
-    reader.join(30)
-    assert found == [b"new"]
+    with ThreadPoolExecutor(1) as pool:
+        found = pool.submit(pipe.read_bytes)
+        write(pipe)
+    assert found.result() == b"new"
     assert pipe.is_fifo()
-    assert sorted(os.listdir(tmp_path)) == ["folder", "loop", "pipe"]
 
 
 def test_a_file_is_on_disk_before_it_takes_its_place_and_its_name_is_after(

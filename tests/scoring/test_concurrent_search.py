@@ -72,18 +72,11 @@ def test_a_search_sees_the_corpus_before_or_after_an_append(n_repeats: int) -> N
         in_threads(append, search, search)
 
 
-@pytest.mark.parametrize("n_repeats", [3, pytest.param(200, marks=pytest.mark.stress)])
-def test_appends_at_once_lose_nothing_and_take_no_id_twice(n_repeats: int) -> None:
-    for _ in range(n_repeats):
-        append_at_once()
-
-
-def append_at_once() -> None:
+def test_appends_and_saves_at_once_lose_nothing_and_take_no_id_twice(tmp_path: Path) -> None:
     searcher, start = HybridSearcher.build(PARTS[0]), threading.Barrier(4)
     refused, ids = [], [777, 778, 779, 780, 781]
 
     def append() -> None:
-        start.wait(60)
         for part in PARTS:
             searcher.append(part)
         start.wait(60)
@@ -92,26 +85,13 @@ def append_at_once() -> None:
         except ValueError as error:
             refused.append(str(error))
 
-    in_threads(*[append] * 4)
-    assert searcher.ids.tolist() == [*range(5 * (1 + 4 * len(PARTS))), *ids], "each took the next numbers"
-    assert refused == [f"ids must be new, but {ids} are in the corpus"] * 3
-
-
-def test_passages_that_are_appended_while_threads_save_are_not_lost(tmp_path: Path) -> None:
-    searcher = HybridSearcher.build(PARTS[0])
-    is_done = threading.Event()
-
-    def append() -> None:
-        for part in PARTS[1:]:
-            searcher.append(part)
-        is_done.set()
-
     def save() -> None:
-        while not is_done.is_set():
+        for _ in range(5):
             searcher.save(tmp_path / "index")
 
-    in_threads(append, save, save)
-    assert searcher.ids.tolist() == list(range(5 * len(PARTS)))
+    in_threads(*[append] * 4, save, save)
+    assert searcher.ids.tolist() == [*range(5 * (1 + 4 * len(PARTS))), *ids], "each took the next numbers"
+    assert refused == [f"ids must be new, but {ids} are in the corpus"] * 3
     searcher.save(tmp_path / "index")
     opened = HybridSearcher.open(tmp_path / "index")
     assert bits(opened.search(QUERIES, 5)) == bits(searcher.search(QUERIES, 5))

@@ -91,18 +91,6 @@ def test_ids_that_one_array_cannot_hold_are_refused_by_search_and_milvus(ids: An
             call(ids)
 
 
-@pytest.mark.parametrize(
-    ("ids", "message"),
-    [
-        (["a", "a"], "different strings, found 'a' at positions 0 and 1"),
-        (["a\0", "b"], "must not end with a NUL character, found 'a.x00' at position 0"),
-    ],
-)
-def test_a_searcher_refuses_ids_that_name_two_passages_or_change(ids: Any, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        HybridSearcher.build(TEXTS, ids)
-
-
 def test_qdrant_takes_numbers_beside_uuids_up_to_the_largest_and_none_below_0() -> None:
     ids: list[int | str] = [2**64 - 1, UUIDS[0]]
     assert [point["id"] for point in TEXTS.to_qdrant(ids)] == ids

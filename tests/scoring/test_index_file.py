@@ -43,7 +43,7 @@ def test_an_index_with_a_value_that_does_not_fit_is_refused_and_nothing_is_delet
         index.write_bytes(content)
         found = outcome(use_searcher, index.parent)
         assert found.startswith(f"ValueError: {index.parent}"), found
-        if "index.json is damaged" in found:
+        if "index.json is damaged" in found:  # saving refuses it, too
             assert outcome(make_searcher().save, index.parent).startswith("ValueError: ")
         index.write_text(whole)
     assert sorted(index.parent.parent.rglob("*")) == before

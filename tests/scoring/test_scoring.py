@@ -131,18 +131,6 @@ def test_temporary_arrays_stay_within_the_memory_budget() -> None:
         assert budget / 2 < peak < 1.2 * budget
 
 
-def test_packed_multivectors_behave_as_a_list_of_arrays() -> None:
-    rng = np.random.default_rng(0)
-    arrays = [unit_rows(rng, n, 3) for n in (2, 1, 4)]
-    packed = MultiVectors.pack(arrays)
-    for found, expected in zip(packed, arrays, strict=True):
-        np.testing.assert_array_equal(found, expected)
-    assert [len(a) for a in packed[-2:]] == [1, 4]
-    assert np.shares_memory(packed[0], packed.packed)
-    assert [len(a) for a in packed.take(np.array([2, 0]))] == [4, 2]
-    assert np.shares_memory(packed.take(np.array([1, 2])).packed, packed.packed)
-
-
 def test_the_four_scores_of_pairs_are_those_of_the_matrix() -> None:
     queries, passages = make_embeddings(1, 3), make_embeddings(2, 4)
     matrix = score_matrix(queries, passages, (1, 2, 3))
@@ -174,17 +162,14 @@ SAME_MODEL = "encoded by the same model"
     ("call", "words"),
     [
         (lambda: dense_scores(ones(2, 3), ones(2, 4)), ["one width", r"\(2, 3\) and \(2, 4\)", SAME_MODEL]),
-        (lambda: dense_pair_scores(ones(2, 3), ones(1, 3)), ["as many queries as", "found 2 and 1"]),
         (lambda: sparse_scores(rows(2, 3), rows(2, 4)), ["share one vocabulary", "3 and 4 columns", SAME_MODEL]),
         (lambda: sparse_pair_scores(rows(2, 3), rows(3, 3)), ["as many queries as passages", "found 2 and 3"]),
         (lambda: sparse_scores([{"5": 0.5}], [{"5": 0.5}]), ["csr_array", "Embeddings.sparse", "found list"]),
         (lambda: multivector_scores([ones(2, 3)], [ones(2, 4)]), ["one width", "found 3 and 4", SAME_MODEL]),
-        (lambda: multivector_scores(ones(2, 3), ones(2, 3)), ["array per text", r"found shapes \[\(3,\)\]"]),
         (
             lambda: multivector_pair_scores([ones(2, 3)] * 2, [ones(2, 3), ones(2, 4)]),
             ["pair 1 must be", "one width", r"\(2, 3\) and \(2, 4\)", SAME_MODEL],
         ),
-        (lambda: multivector_pair_scores([ones(2, 3)], []), ["as many queries as", "found 1 and 0"]),
         (lambda: multivector_scores([], [ones(2, 3)], passage_mask=ones(2)), ["must be a bool array", "float32"]),
         (lambda: multivector_scores([], [], memory_budget=99), ["memory_budget must be at least", "found 99"]),
         (lambda: hybrid_scores(ones(2), ones(2), ones(3)), ["one shape", r"found \(2,\), \(2,\), \(3,\)"]),

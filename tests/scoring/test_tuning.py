@@ -1,7 +1,6 @@
 """Metrics equal their definitions in plain Python, and tuning finds weights that rank judged passages best."""
 
 import math
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -52,14 +51,6 @@ def test_tuning_is_at_least_as_good_as_every_score_alone_and_reports_what_it_tri
     assert table[-1].endswith(f"| {tuning.quality['tuned']:.4f} |")
     tuning.plot(tmp_path / "tuning.png")
     assert (tmp_path / "tuning.png").read_bytes().startswith(b"\x89PNG")
-
-
-def test_plotting_without_matplotlib_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    queries = make_embeddings(1, 2)
-    tuning = tune_weights(queries, queries, [{0: 1.0}, {1: 1.0}])
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(ImportError, match=r"needs matplotlib: `pip install 'bgem3\[bench\]'`"):
-        tuning.plot(tmp_path / "tuning.png")
 
 
 @pytest.mark.parametrize(
