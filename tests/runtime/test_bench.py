@@ -48,7 +48,7 @@ def test_a_report_has_speed_memory_and_shares_and_is_shown_or_written(
         assert {"tokenizing", "the rest"} < shares.keys()
         assert 0.99 < sum(shares.values()) < 3  # tokenizing is timed in another call
     assert cli.main(command) == 0
-    shown = capsys.readouterr().out
+    shown = " ".join(capsys.readouterr().out.split())  # lines break where the folder's name is long
     assert all(word in shown for word in ("fp32 weights", "8 x 128 tokens", "peak", "tokenizing"))
 
 
