@@ -40,5 +40,5 @@ def best_kernels() -> str | None:
 def why_unavailable() -> str | None:
     """Return the reason why the operators cannot be used on this machine; None if they can."""
     if library() is None:
-        return "our CPU operators were not compiled; install a C compiler (gcc or clang), and then bgem3 again"
+        return "our CPU operators were not compiled; install gcc, and then bgem3 again"
     return None if best_kernels() else "our CPU operators have no kernels for this CPU"
