@@ -4,7 +4,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from bgem3.scoring import HybridSearcher
 from bgem3.scoring.storage import INDEX
@@ -47,3 +50,28 @@ def test_an_index_with_a_value_that_does_not_fit_is_refused_and_nothing_is_delet
             assert outcome(make_searcher().save, index.parent).startswith("ValueError: ")
         index.write_text(whole)
     assert sorted(index.parent.parent.rglob("*")) == before
+
+
+@given(data=st.data())
+@settings(max_examples=100, deadline=None)
+def test_changed_bytes_are_refused_or_give_the_same_results(index: Path, data: st.DataObject) -> None:
+    folder, queries = index.parent, make_embeddings(2, 5)
+    expected = make_searcher().search(queries, 3)
+    file = data.draw(st.sampled_from([index, *sorted(folder.glob("part-*/*.npy"))]))
+    before = file.read_bytes()
+    changed, is_refused = bytearray(before), False
+    places = st.integers(0, min(len(before), 128) - 1)  # the index or the header of an array
+    for place, value in data.draw(st.dictionaries(places, st.integers(0, 255), min_size=1, max_size=3)).items():
+        changed[place] = value
+    file.unlink()  # it may be mapped
+    file.write_bytes(changed)
+    try:
+        found = HybridSearcher.open(folder).search(queries, 3)
+    except ValueError:
+        is_refused = True
+    finally:
+        file.unlink()
+        file.write_bytes(before)
+    if not is_refused:
+        np.testing.assert_array_equal(found.ids, expected.ids)
+        np.testing.assert_array_equal(found.scores.hybrid, expected.scores.hybrid)
