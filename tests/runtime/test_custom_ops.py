@@ -76,7 +76,7 @@ def test_a_library_that_does_not_load_is_named_with_the_advice_to_reinstall(
 
 
 @pytest.mark.parametrize(
-    ("function", "reason"), [("library", "not compiled; install a C compiler"), ("best_kernels", "no kernels for this")]
+    ("function", "reason"), [("library", "not compiled; install gcc"), ("best_kernels", "no kernels for this")]
 )
 def test_without_kernels_onnxruntimes_operators_serve_and_the_log_says_why(
     demo_artifact: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, function: str, reason: str
