@@ -66,7 +66,7 @@ def open_encoder(
         )
     else:
         graph = artifact.graph(precision, "cuda")
-        check_graph(artifact, artifact.folder / graph.file, graph.precision, "cuda")
+        check_graph(artifact, graph)
         session = CudaSession(
             artifact,
             graph,
@@ -91,7 +91,7 @@ def _choose_cpu_graph(artifact: Artifact, precision: str | None, kernels: str) -
         logger.info("CPU kernels: %s", f"ONNX Runtime's, since {reason}" if reason else kernels)
     if kernels != "none":
         graph = artifact.graph(graph.precision, "cpu", "bgem3")
-    check_graph(artifact, artifact.folder / graph.file, graph.precision, "cpu" if kernels == "none" else "native")
+    check_graph(artifact, graph)
     if graph.probe:
         check_locations(artifact, artifact.folder / graph.probe)
     return graph, kernels

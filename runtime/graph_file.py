@@ -6,6 +6,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from bgem3.runtime.artifact import MANIFEST, Artifact, ArtifactError, leads_out, verify_help
+from bgem3.runtime.manifest import GraphEntry
 from bgem3.runtime.onnx_proto import messages, read_model
 
 ELEMENT_TYPES = {1: "float32", 3: "int8", 6: "int32", 7: "int64", 10: "float16"}  # by their numbers in onnx.proto
@@ -89,16 +90,15 @@ def read_linked(path: Path) -> tuple[bytes, Path] | None:
     return graph.with_locations({name: target.name for name, target in targets.items()}), folders.pop()
 
 
-def check_graph(artifact: Artifact, path: Path, precision: str, kind: str) -> None:
-    """Raise ArtifactError if a graph reads unlisted files, or is of another model than the manifest describes.
-
-    ``kind`` is "cpu", "native" or "cuda", which decides the graph's inputs.
-    """
+def check_graph(artifact: Artifact, entry: GraphEntry) -> None:
+    """Raise ArtifactError if a graph reads unlisted files, or is of another model than the manifest describes."""
     if "files" not in artifact.manifest:  # the folder is being made
         return
+    path = artifact.folder / entry.file
     graph = GraphFile(path)
     check_locations(artifact, path, graph)
-    difference = next(_differences(graph, artifact, precision, kind), None)
+    kind = "native" if entry.operators == "bgem3" else entry.device
+    difference = next(_differences(graph, artifact, entry.precision, kind), None)
     if difference:
         raise ArtifactError(f"cannot open {path}: its {difference}, as {MANIFEST} says; {verify_help(path)}")
 

@@ -1,6 +1,7 @@
 """Graph files: their declarations are read, compared with the manifest, and refused where they differ."""
 
 import contextlib
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,9 +13,9 @@ from hypothesis import strategies as st
 
 from bgem3.export import cpu_graph, cuda_graph, native_graph
 from bgem3.runtime import ArtifactError
-from bgem3.runtime.artifact import check_artifact, read_artifact
+from bgem3.runtime.artifact import Artifact, check_artifact, read_artifact
 from bgem3.runtime.graph_file import ELEMENT_TYPES, INPUTS, GraphFile, check_graph
-from bgem3.runtime.manifest import OUTPUTS, Output
+from bgem3.runtime.manifest import OUTPUTS, GraphEntry, Output
 from tests.runtime.damage import CPU_GRAPHS, TEXTS, both_kernels, edit_graph, load, manifest_of, move_weights
 
 GRAPHS = [f"{precision}/{device}.onnx" for precision in ("fp16", "fp32") for device in ("cpu", "cuda", "native")]
@@ -39,13 +40,18 @@ def test_a_graph_is_read_and_pointed_to_other_weights_as_by_the_onnx_package(dem
     assert onnx.ModelProto.FromString(found.with_locations({"weights.bin": "größe.bin"})) == model
 
 
+def entry_of(artifact: Artifact, name: str) -> GraphEntry:
+    """Return the manifest's entry of a graph by its file."""
+    return next(graph for graph in artifact.graphs if graph.file == name)
+
+
 def test_exported_graphs_declare_what_is_expected_of_each_kind(demo_artifact: Path) -> None:
     exported = {"cpu": cpu_graph.INPUTS, "cuda": cuda_graph.INPUTS, "native": native_graph.INPUTS}
     for kind, inputs in exported.items():
         assert INPUTS[kind] == {name: declaration(dtype, ["?"] * len(shape)) for name, (dtype, shape) in inputs.items()}
+    artifact = read_artifact(demo_artifact)
     for name in GRAPHS:
-        precision, file = name.split("/")
-        check_graph(read_artifact(demo_artifact), demo_artifact / name, precision, file.removesuffix(".onnx"))
+        check_graph(artifact, entry_of(artifact, name))
 
 
 def test_files_of_tensors_are_found_wherever_a_graph_may_have_them(tmp_path: Path) -> None:
@@ -96,14 +102,15 @@ def test_sizes_other_than_the_graphs_are_refused(random_artifact: Path, values: 
     manifest = manifest_of(random_artifact)
     artifact = check_artifact(random_artifact, manifest | {"model": manifest["model"] | values})
     for name in ("fp16/cpu.onnx", "fp32/native.onnx", "fp32/cuda.onnx"):
-        precision, file = name.split("/")
         with pytest.raises(ArtifactError, match=f"cannot open .*{name}: its {words}.*manifest.json says.*bgem3 verify"):
-            check_graph(artifact, random_artifact / name, precision, file.removesuffix(".onnx"))
+            check_graph(artifact, entry_of(artifact, name))
 
 
 def test_a_graph_of_another_precision_is_refused(random_artifact: Path) -> None:
+    artifact = read_artifact(random_artifact)
+    entry = dataclasses.replace(entry_of(artifact, "fp16/cpu.onnx"), precision="fp32")
     with pytest.raises(ArtifactError, match=r"cpu.onnx: its tensor embeddings.word is float16"):
-        check_graph(read_artifact(random_artifact), random_artifact / "fp16/cpu.onnx", "fp32", "cpu")
+        check_graph(artifact, entry)
 
 
 def widen_input(graph: onnx.GraphProto) -> None:
