@@ -1,4 +1,4 @@
-"""Encoding in padded batches, for peers that bring a forward pass and no tokenizer of their own."""
+"""Encode texts in padded batches, for peers that run the model and do not tokenize."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial

@@ -16,7 +16,7 @@ BATCH_SIZES = (1, 4, 8, 16, 32)
 TORCH = ("torch==2.13.0", "transformers==4.57.6", "tokenizers", "numpy")
 
 Settings = dict[str, Any]
-"""What a peer's process is told.
+"""The settings that the process of a peer gets.
 
 ``artifact``, ``checkpoint``, ``portable`` and ``files`` are folders: bgem3's artifact, the checkpoint, the portable
 graph, and a place for what the peer prepares. ``device``, ``precision`` and ``threads`` say how to run; the fields of

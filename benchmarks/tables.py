@@ -25,7 +25,7 @@ IN_README = ("bgem3 int8", "bgem3 fp32", "bge-m3-lite int8", "optimum ONNX", "Op
 
 @dataclass(frozen=True, kw_only=True)
 class Timing:
-    """What an encoder took in a scenario, over all calls of all turns.
+    """The time of an encoder's calls in one scenario, over all turns.
 
     Attributes
     ----------
@@ -49,7 +49,7 @@ class Column:
     best: Callable[[list[Any]], Any] | None = None
 
     def cells(self, labels: Sequence[str]) -> list[str]:
-        """Return the values of some encoders as text, the best in bold with all that read the same."""
+        """Return the values of some encoders as text, with the best one and its ties in bold."""
         shown = {label: self.show(self.values[label]) for label in labels if label in self.values}
         best = self.show(self.best([self.values[label] for label in shown])) if self.best and shown else None
         bold = {label: f"**{text}**" for label, text in shown.items() if text == best}

@@ -1,4 +1,4 @@
-"""How much an error in each projection's output moves the embeddings."""
+"""Estimate how strongly an error in the output of each projection changes the embeddings."""
 
 from contextlib import ExitStack
 from typing import Any

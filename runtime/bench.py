@@ -34,7 +34,7 @@ CONTROL_FLOW = ("If", "Loop")  # their time includes the operators inside, which
 
 @dataclass(frozen=True, kw_only=True)
 class Effort:
-    """How much is measured.
+    """The workloads to measure, and the number of timed calls.
 
     Attributes
     ----------

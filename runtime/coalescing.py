@@ -83,7 +83,7 @@ class RequestCoalescer(Generic[Task, Result]):
                 call.bell.get(timeout=RECHECK_SECONDS)
 
     def _has_room(self, call: "_Call[Task, Result]") -> bool:
-        """Tell whether another group may run, besides those that run and those that earlier calls will start."""
+        """Tell whether another group may run, beside running groups and groups that earlier calls will start."""
         calls = self._calls.copy()
         earlier = [other for other in calls[: calls.index(call)] if not other.caller.is_over]
         return sum(other.leader in (None, other.caller) for other in earlier) < self._n_at_once

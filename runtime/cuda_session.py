@@ -120,7 +120,7 @@ class CudaSession:
             self._workers.cancel(tasks)
 
     def close(self) -> None:
-        """Release the device's memory when the running micro-batches have ended; those that wait raise RuntimeError.
+        """Release the device's memory when the running micro-batches have ended; waiting ones raise RuntimeError.
 
         Called from a signal handler that interrupts :meth:`run_all`, this returns at once: the call ends first.
         """

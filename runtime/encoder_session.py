@@ -1,4 +1,4 @@
-"""What a model needs of a session, whichever device it runs on."""
+"""EncoderSession: the interface of a session, the same for every device."""
 
 from collections.abc import Callable, Iterable
 from typing import Protocol

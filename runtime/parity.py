@@ -79,7 +79,7 @@ def check_graphs(
 
 
 def judge(found: Embeddings, reference: Reference, precision: str) -> dict[str, Any]:
-    """Return the report of :func:`compare` with the precision's ``bounds``, and those that are ``missed``, in words."""
+    """Return the report of :func:`compare` with the precision's ``bounds``, and the ``missed`` ones, in words."""
     report = compare(found, reference)
     bounds = {name: bound for name, bound in BOUNDS[precision].items() if name.partition("_")[0] in found.outputs}
     return report | {"bounds": bounds, "missed": missed_bounds(report, bounds)}

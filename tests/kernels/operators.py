@@ -21,7 +21,7 @@ Array = NDArray[Any]
 
 N_EXAMPLES = int(os.environ.get("BGEM3_TEST_EXAMPLES", 20))
 examples = settings(max_examples=N_EXAMPLES, deadline=None, derandomize=N_EXAMPLES <= 20)
-"""How hypothesis tests an operator: a few examples, always the same ones, or many random ones."""
+"""Hypothesis settings: the same few examples in every run, or many random ones."""
 
 LIBRARY = os.environ.get("BGEM3_TEST_LIBRARY") or library()
 """The library under test: the installed one, or a build that `test_builds` makes."""
